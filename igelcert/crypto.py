@@ -1,0 +1,390 @@
+"""The façade over the native core, and its only importer.
+
+Data goes in as bytes and comes out as values; private keys stay behind `Key`. Every failure is a
+CryptoError with the core's code and reasons. Imports stay few: `igel-certs status` pays for each.
+"""
+
+from __future__ import annotations
+
+import binascii
+
+from . import errors
+from ._core import ffi, lib
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any, NoReturn
+
+__all__ = [
+    "Certificate",
+    "Key",
+    "Keystore",
+    "cms_certificates",
+    "libcrypto_version",
+    "parse_certificate",
+    "read_pfx",
+    "spki_type",
+    "split_list",
+    "verify",
+    "verify_chain",
+    "write_pfx",
+]
+
+ITERATIONS = 100_000
+_PURPOSES = {"any": 0, "server": 1, "client": 2}
+
+
+def _check(operation: str, rc: int) -> None:
+    """The one gate: what the core reports becomes a CryptoError."""
+    if rc != 0:
+        reasons = ffi.string(lib.igc_reasons()).decode("utf-8", "replace")
+        raise errors.CryptoError(
+            operation,
+            ffi.string(lib.igc_error_name(rc)).decode(),
+            ffi.string(lib.igc_error_text(rc)).decode(),
+            tuple(reasons.splitlines()),
+        )
+
+
+def _bytes(buf: Any) -> bytes:
+    """The content of a buffer, which the core keeps owning."""
+    return bytes(ffi.buffer(buf.data, buf.len)) if buf.len else b""
+
+
+def _take(buf: Any) -> bytes:
+    """The content of an output buffer, which is wiped and freed."""
+    try:
+        return _bytes(buf)
+    finally:
+        lib.igc_buf_free(ffi.addressof(buf) if ffi.typeof(buf).kind == "struct" else buf)
+
+
+def libcrypto_version() -> str:
+    return str(ffi.string(lib.igc_version()).decode())
+
+
+# ---- keys ---------------------------------------------------------------------------------------
+
+
+class Key:
+    """A private key inside the core. It leaves through a descriptor only, never as bytes."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self) -> None:
+        raise TypeError("a Key comes from Key.generate() or Key.read()")
+
+    @staticmethod
+    def _own(pointer: Any) -> Key:
+        key = object.__new__(Key)
+        key._handle = ffi.gc(pointer, lib.igc_key_free)
+        return key
+
+    @staticmethod
+    def generate(type: str) -> Key:
+        """A new key of one of the twelve types. RSA takes from 20 ms (2048) to a minute (8192)."""
+        out = ffi.new("igc_key **")
+        _check(f"generating a key of type {type}", lib.igc_key_generate(type.encode(), out))
+        return Key._own(out[0])
+
+    @staticmethod
+    def read(fd: int, password: bytes | None = None) -> Key:
+        """The key of a PEM file of at most 64 KiB, read from the descriptor to its end."""
+        out = ffi.new("igc_key **")
+        given = ffi.NULL if password is None else password
+        _check("reading a private key", lib.igc_key_read(fd, given, len(password or b""), out))
+        return Key._own(out[0])
+
+    def write(self, fd: int, password: bytes | None, iterations: int = ITERATIONS) -> None:
+        """PKCS#8 PEM to the descriptor; encrypted (PBES2, RFC 8018) unless the password is None."""
+        given = ffi.NULL if password is None else password
+        _check(
+            "writing a private key",
+            lib.igc_key_write(self._handle, fd, given, len(password or b""), iterations),
+        )
+
+    def check(self) -> None:
+        """Refuse a key whose parts do not belong together (code BADKEY)."""
+        _check("checking a private key", lib.igc_key_check(self._handle))
+
+    @property
+    def type(self) -> str:
+        return str(ffi.string(lib.igc_key_type(self._handle)).decode())
+
+    def spki(self) -> bytes:
+        """SubjectPublicKeyInfo, DER."""
+        out = ffi.new("igc_buf *")
+        _check("reading a public key", lib.igc_key_spki(self._handle, out))
+        return _take(out)
+
+    def sign(self, tbs: bytes) -> tuple[bytes, bytes]:
+        """AlgorithmIdentifier (DER) and signature, with the hash that fits the key."""
+        alg, sig = ffi.new("igc_buf *"), ffi.new("igc_buf *")
+        _check("signing", lib.igc_key_sign(self._handle, tbs, len(tbs), alg, sig))
+        return _take(alg), _take(sig)
+
+    def __repr__(self) -> str:
+        return f"<Key {self.type}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a private key cannot be pickled or copied")
+
+    def __copy__(self) -> NoReturn:
+        raise TypeError("a private key cannot be pickled or copied")
+
+    def __deepcopy__(self, memo: object) -> NoReturn:
+        raise TypeError("a private key cannot be pickled or copied")
+
+
+def spki_type(spki: bytes) -> str:
+    """The key type of a SubjectPublicKeyInfo; CryptoError KEYTYPE or BADKEY for one nobody may use."""
+    out = ffi.new("char[64]")
+    _check("reading a public key", lib.igc_spki_type(spki, len(spki), out))
+    return str(ffi.string(out).decode())
+
+
+def verify(spki: bytes, alg: bytes, tbs: bytes, sig: bytes) -> None:
+    """CryptoError SIGNATURE unless `sig` is the key's signature over `tbs` by the algorithm `alg` (DER)."""
+    rc = lib.igc_spki_verify(spki, len(spki), alg, len(alg), tbs, len(tbs), sig, len(sig))
+    _check("verifying a signature", rc)
+
+
+# ---- certificates -------------------------------------------------------------------------------
+
+
+class Certificate:
+    """The fields of an X.509 certificate. Equal when the DER is equal.
+
+    subject, issuer: RDNs, each a tuple of (dotted OID, value). sans: (GeneralName tag, value): 1 email,
+    2 DNS and 6 URI as text bytes, 7 IP as 4 or 16 bytes, others as DER. Times: seconds since 1970, UTC.
+    """
+
+    __slots__ = (
+        "cn",
+        "der",
+        "is_ca",
+        "issuer",
+        "issuer_der",
+        "issuer_text",
+        "key_type",
+        "key_usage",
+        "not_after",
+        "not_before",
+        "sans",
+        "self_issued",
+        "serial",
+        "sha256",
+        "spki",
+        "spki_sha256",
+        "subject",
+        "subject_der",
+        "subject_hash",
+        "subject_text",
+    )
+
+    cn: str
+    der: bytes
+    is_ca: bool
+    issuer: tuple[tuple[tuple[str, str], ...], ...]
+    issuer_der: bytes
+    issuer_text: str
+    key_type: str
+    key_usage: int
+    not_after: int
+    not_before: int
+    sans: tuple[tuple[int, bytes], ...]
+    self_issued: bool
+    serial: int
+    sha256: bytes
+    spki: bytes
+    spki_sha256: bytes
+    subject: tuple[tuple[tuple[str, str], ...], ...]
+    subject_der: bytes
+    subject_hash: int
+    subject_text: str
+
+    def __init__(self, der: bytes) -> None:
+        raw = ffi.new("igc_cert *")
+        _check("reading a certificate", lib.igc_cert_parse(der, len(der), raw))
+        put = object.__setattr__
+        try:
+            put(self, "der", bytes(der))
+            for name in ("subject", "issuer"):
+                put(self, name, _rdns(_bytes(getattr(raw, name))))
+                put(self, f"{name}_der", _bytes(getattr(raw, f"{name}_der")))
+                put(self, f"{name}_text", _bytes(getattr(raw, f"{name}_text")).decode("utf-8", "replace"))
+            put(self, "cn", _bytes(raw.cn).decode("utf-8", "replace"))
+            put(self, "serial", int.from_bytes(_bytes(raw.serial), "big", signed=True))
+            put(self, "sans", tuple(_records(_bytes(raw.san))))
+            put(self, "spki", _bytes(raw.spki))
+            put(self, "key_type", ffi.string(raw.key_type).decode())
+            for name in ("sha256", "spki_sha256"):
+                put(self, name, bytes(ffi.buffer(getattr(raw, name), 32)))
+            for name in ("subject_hash", "not_before", "not_after", "key_usage"):
+                put(self, name, int(getattr(raw, name)))
+            put(self, "is_ca", bool(raw.is_ca))
+            put(self, "self_issued", bool(raw.self_issued))
+        finally:
+            lib.igc_cert_clear(raw)
+
+    def __setattr__(self, name: str, value: object) -> NoReturn:
+        raise AttributeError("a Certificate does not change")
+
+    __delattr__ = __setattr__  # type: ignore[assignment]
+
+    @property
+    def serial_hex(self) -> str:
+        """The serial number in upper case hexadecimal, whole octets, as `openssl x509 -serial` has it."""
+        digits = f"{abs(self.serial):X}"
+        return ("-" if self.serial < 0 else "") + ("0" if len(digits) % 2 else "") + digits
+
+    def pem(self) -> str:
+        text = binascii.b2a_base64(self.der, newline=False).decode()
+        lines = "\n".join(text[i : i + 64] for i in range(0, len(text), 64))
+        return f"-----BEGIN CERTIFICATE-----\n{lines}\n-----END CERTIFICATE-----\n"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Certificate) and other.der == self.der
+
+    def __hash__(self) -> int:
+        return hash(self.der)
+
+    def __repr__(self) -> str:
+        return f"<Certificate {self.subject_text!r} serial {self.serial_hex}>"
+
+
+def parse_certificate(der: bytes) -> Certificate:
+    """One DER certificate without trailing bytes; strict (see igc_cert_parse)."""
+    return Certificate(der)
+
+
+def _records(data: bytes) -> Iterable[tuple[int, bytes]]:
+    at = 0
+    while at < len(data):
+        end = at + 5 + int.from_bytes(data[at + 1 : at + 5], "big")
+        yield data[at], data[at + 5 : end]
+        at = end
+
+
+def _rdns(data: bytes) -> tuple[tuple[tuple[str, str], ...], ...]:
+    names: list[list[tuple[str, str]]] = []
+    for tag, record in _records(data):
+        oid, _, value = record.partition(b"\0")
+        entry = (oid.decode("ascii"), value.decode("utf-8", "replace"))
+        if tag == 1 or not names:
+            names.append([entry])
+        else:
+            names[-1].append(entry)
+    return tuple(tuple(rdn) for rdn in names)
+
+
+def split_list(certs: bytes) -> list[bytes]:
+    """DER certificates of a certificate list (one after the other)."""
+    found, at = [], 0
+    while at < len(certs):
+        first = certs[at + 1]
+        octets = first & 0x7F if first & 0x80 else 0
+        size = int.from_bytes(certs[at + 2 : at + 2 + octets], "big") if octets else first
+        end = at + 2 + octets + size
+        found.append(certs[at:end])
+        at = end
+    return found
+
+
+def verify_chain(
+    leaf: bytes,
+    pool: Iterable[bytes],
+    anchors: Iterable[bytes],
+    at: int,
+    *,
+    purpose: str = "any",
+    host: str | None = None,
+    partial: bool = False,
+) -> list[bytes]:
+    """The chain leaf .. anchor, DER, verified at `at`; CryptoError CHAIN says why there is none.
+
+    purpose: "any", "server" or "client" (extended key usage). host: a DNS name or IP address that the
+    leaf must carry. partial: an anchor need not be self-signed.
+    """
+    between, roots = b"".join(pool), b"".join(anchors)
+    out = ffi.new("igc_buf *")
+    name = ffi.NULL if host is None else host.encode("idna" if not host.isascii() else "ascii")
+    rc = lib.igc_chain_verify(
+        leaf, len(leaf), between, len(between), roots, len(roots), at, _PURPOSES[purpose], name, partial, out
+    )
+    _check("verifying a certificate chain", rc)
+    return split_list(_take(out))
+
+
+def cms_certificates(ber: bytes) -> list[bytes]:
+    """Certificates of a SignedData (RFC 5652 5.1), DER or BER, in the order they stand in."""
+    out = ffi.new("igc_buf *")
+    _check("reading a CMS message", lib.igc_cms_certs(ber, len(ber), out))
+    return split_list(_take(out))
+
+
+# ---- PKCS#12 ------------------------------------------------------------------------------------
+
+
+def write_pfx(
+    fd: int,
+    key: Key,
+    cert: bytes,
+    cas: Iterable[bytes],
+    password: bytes,
+    name: str,
+    *,
+    legacy: bool = False,
+    iterations: int = ITERATIONS,
+) -> None:
+    """A PKCS#12 file (RFC 7292) with key, certificate and CA certificates to the descriptor.
+
+    AES-256 and SHA-256; with legacy 3DES and SHA-1 for old readers.
+    """
+    rest = b"".join(cas)
+    rc = lib.igc_pfx_write(
+        fd, key._handle, cert, len(cert), rest, len(rest), password, len(password), name.encode(), legacy, iterations
+    )
+    _check("writing a PKCS#12 file", rc)
+
+
+class Keystore:
+    """What a PKCS#12 file holds. chain leads upwards from cert; trusted are all other certificates."""
+
+    __slots__ = ("cert", "chain", "key", "trusted", "warnings")
+
+    def __init__(
+        self,
+        key: Key | None,
+        cert: bytes | None,
+        chain: list[bytes],
+        trusted: list[bytes],
+        warnings: tuple[str, ...],
+    ) -> None:
+        self.key = key
+        self.cert = cert
+        self.chain = chain
+        self.trusted = trusted
+        self.warnings = warnings
+
+
+def read_pfx(data: bytes, password: bytes, *, want_key: bool = True) -> Keystore:
+    """Opens a PKCS#12 keystore of at most 1 MiB; see igc_pfx_read for the codes of refusals."""
+    raw = ffi.new("igc_pfx *")
+    _check("opening a keystore", lib.igc_pfx_read(data, len(data), password, len(password), want_key, raw))
+    try:
+        key = None
+        if raw.key != ffi.NULL:
+            key = Key._own(raw.key)
+            raw.key = ffi.NULL
+        flags = ((lib.IGC_PFX_NO_MAC, "no-mac"), (lib.IGC_PFX_TRAILING, "trailing-bytes"))
+        return Keystore(
+            key,
+            _bytes(raw.cert) or None,
+            split_list(_bytes(raw.chain)),
+            split_list(_bytes(raw.trusted)),
+            tuple(name for flag, name in flags if raw.flags & flag),
+        )
+    finally:
+        lib.igc_pfx_clear(raw)

@@ -1,0 +1,69 @@
+/* error.c - error names and sentences; the one gate to libcrypto's error queue. */
+#include "inner.h"
+
+#include <openssl/crypto.h>
+#include <openssl/err.h>
+#include <stdio.h>
+#include <string.h>
+
+static const char *const names[] = {
+#define IGC_X(name, text) #name,
+    IGC_ERRORS(IGC_X)
+#undef IGC_X
+};
+static const char *const texts[] = {
+#define IGC_X(name, text) text,
+    IGC_ERRORS(IGC_X)
+#undef IGC_X
+};
+
+static _Thread_local char reasons[1024];
+
+const char *igc_error_name(int code)
+{
+    return code >= 0 && code < IGC_E_COUNT ? names[code] : "?";
+}
+
+const char *igc_error_text(int code)
+{
+    return code >= 0 && code < IGC_E_COUNT ? texts[code] : "unknown error";
+}
+
+const char *igc_reasons(void)
+{
+    return reasons;
+}
+
+const char *igc_version(void)
+{
+    return OpenSSL_version(OPENSSL_VERSION_STRING);
+}
+
+void igc_begin(void)
+{
+    ERR_clear_error();
+    reasons[0] = '\0';
+}
+
+static void add_reason(const char *text)
+{
+    size_t used = strlen(reasons);
+
+    if (text == NULL || *text == '\0' || strstr(reasons, text) != NULL)
+        return;
+    /* A reason that does not fit is left out whole: the first ones say most. */
+    if (used + strlen(text) + 2 > sizeof(reasons))
+        return;
+    snprintf(reasons + used, sizeof(reasons) - used, "%s%s", used ? "\n" : "", text);
+}
+
+/* libcrypto's error *data* is left out: it may quote input. Its reason strings are constants. */
+int igc_fail(int code, const char *detail)
+{
+    unsigned long err;
+
+    add_reason(detail);
+    while ((err = ERR_get_error()) != 0)
+        add_reason(ERR_reason_error_string(err));
+    return code;
+}

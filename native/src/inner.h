@@ -1,0 +1,48 @@
+/* inner.h - shared by the files of the core; not part of its interface. */
+#ifndef IGC_INNER_H
+#define IGC_INNER_H
+
+#include "../include/igc.h"
+
+#include <openssl/asn1.h>
+#include <openssl/evp.h>
+#include <openssl/x509.h>
+
+#define IGC_MAX_CERT (256u << 10)
+#define IGC_MAX_LIST_CERTS 100
+#define IGC_MAX_PEM (64u << 10)
+
+struct igc_key {
+    EVP_PKEY *pkey;
+    char type[64];
+};
+
+/* Every public function starts with this: empties libcrypto's queue and our own detail. */
+void igc_begin(void);
+/* Fail with `code`; collects libcrypto's queue. `detail` is a plain sentence or NULL. Returns code. */
+int igc_fail(int code, const char *detail);
+
+int igc_buf_set(igc_buf *buf, const void *data, size_t len); /* IGC_OK or IGC_E_NOMEM */
+int igc_buf_append(igc_buf *buf, const void *data, size_t len);
+int igc_buf_record(igc_buf *buf, uint8_t tag, const void *data, size_t len);
+/* Moves the content of a memory BIO out and wipes what the BIO held. */
+int igc_buf_take_bio(igc_buf *buf, BIO *bio);
+
+int igc_fd_write_all(int fd, const uint8_t *data, size_t len); /* IGC_OK or IGC_E_IO */
+
+/* Name of the type of `pkey` into `type` (64 bytes). IGC_OK also for types outside the twelve. */
+void igc_pkey_type(const EVP_PKEY *pkey, char *type);
+/* IGC_E_BADKEY / IGC_E_KEYTYPE for a public key nobody may use. */
+int igc_pkey_sane(const EVP_PKEY *pkey);
+
+/* Next certificate of a list: advances *data. NULL with *len == 0: end. Fails by NULL with *len != 0. */
+X509 *igc_list_next(const uint8_t **data, size_t *len);
+/* A whole list as a stack, each certificate parsed by libcrypto. NULL on failure (reported). */
+STACK_OF(X509) * igc_list_parse(const uint8_t *data, size_t len, int *code);
+int igc_list_add(igc_buf *list, X509 *cert);
+
+/* DER or BER within bounds? Iterative. `depth` is the nesting allowed, `nodes` the number of elements.
+ *used is the length of the first element. IGC_OK, IGC_E_PARSE or IGC_E_LIMIT. */
+int igc_ber_scan(const uint8_t *data, size_t len, int depth, size_t nodes, size_t *used);
+
+#endif

@@ -1,0 +1,318 @@
+/* key.c - private keys: making, reading, writing, checking, signing. */
+#include "inner.h"
+
+#include <errno.h>
+#include <openssl/bio.h>
+#include <openssl/core_names.h>
+#include <openssl/crypto.h>
+#include <openssl/ec.h>
+#include <openssl/err.h>
+#include <openssl/objects.h>
+#include <openssl/pem.h>
+#include <openssl/pkcs12.h>
+#include <openssl/rsa.h>
+#include <string.h>
+#include <unistd.h>
+
+typedef struct {
+    const char *type;
+    unsigned int rsa_bits; /* 0: not RSA */
+    const char *curve;     /* NULL: Ed25519 */
+} key_kind;
+
+static const key_kind kinds[] = {
+    {"rsa_2048", 2048, NULL},
+    {"rsa_3072", 3072, NULL},
+    {"rsa_4096", 4096, NULL},
+    {"rsa_8192", 8192, NULL},
+    {"ecdsa_ed25519", 0, NULL},
+    {"ec_brainpoolP256r1", 0, "brainpoolP256r1"},
+    {"ec_brainpoolP384r1", 0, "brainpoolP384r1"},
+    {"ec_brainpoolP512r1", 0, "brainpoolP512r1"},
+    {"ec_prime256v1", 0, "prime256v1"},
+    {"ec_secp256k1", 0, "secp256k1"},
+    {"ec_secp384r1", 0, "secp384r1"},
+    {"ec_secp521r1", 0, "secp521r1"},
+};
+
+static int wrap(EVP_PKEY *pkey, igc_key **out)
+{
+    igc_key *key = OPENSSL_zalloc(sizeof(*key));
+
+    if (key == NULL)
+        return igc_fail(IGC_E_NOMEM, NULL);
+    key->pkey = pkey;
+    igc_pkey_type(pkey, key->type);
+    *out = key;
+    return IGC_OK;
+}
+
+int igc_key_generate(const char *type, igc_key **out)
+{
+    const key_kind *kind = NULL;
+    EVP_PKEY *pkey;
+    size_t i;
+    int rc;
+
+    igc_begin();
+    if (type == NULL || out == NULL)
+        return igc_fail(IGC_E_ARG, NULL);
+    *out = NULL;
+    for (i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
+        if (strcmp(type, kinds[i].type) == 0)
+            kind = &kinds[i];
+    if (kind == NULL)
+        return igc_fail(IGC_E_KEYTYPE, NULL);
+    if (kind->rsa_bits)
+        pkey = EVP_PKEY_Q_keygen(NULL, NULL, "RSA", (size_t)kind->rsa_bits);
+    else if (kind->curve)
+        pkey = EVP_PKEY_Q_keygen(NULL, NULL, "EC", kind->curve);
+    else
+        pkey = EVP_PKEY_Q_keygen(NULL, NULL, "ED25519");
+    if (pkey == NULL)
+        return igc_fail(IGC_E_INTERNAL, "the key could not be generated");
+    rc = wrap(pkey, out);
+    if (rc)
+        EVP_PKEY_free(pkey);
+    return rc;
+}
+
+void igc_key_free(igc_key *key)
+{
+    if (key == NULL)
+        return;
+    EVP_PKEY_free(key->pkey); /* libcrypto clears private numbers when it frees them */
+    OPENSSL_clear_free(key, sizeof(*key));
+}
+
+const char *igc_key_type(const igc_key *key)
+{
+    return key ? key->type : "";
+}
+
+typedef struct {
+    const uint8_t *password;
+    size_t len;
+    int asked;
+} pem_password;
+
+static int give_password(char *buf, int size, int rwflag, void *arg)
+{
+    pem_password *given = arg;
+
+    (void)rwflag;
+    given->asked = 1;
+    if (given->password == NULL || given->len > (size_t)size)
+        return -1;
+    memcpy(buf, given->password, given->len);
+    return (int)given->len;
+}
+
+/* The whole of a descriptor into `data` (size IGC_MAX_PEM + 1). */
+static int read_all(int fd, uint8_t *data, size_t *len)
+{
+    *len = 0;
+    for (;;) {
+        ssize_t got = read(fd, data + *len, IGC_MAX_PEM + 1 - *len);
+        if (got < 0 && errno == EINTR)
+            continue;
+        if (got < 0)
+            return igc_fail(IGC_E_IO, strerror(errno));
+        if (got == 0)
+            return IGC_OK;
+        *len += (size_t)got;
+        if (*len > IGC_MAX_PEM)
+            return igc_fail(IGC_E_LIMIT, "the key file is larger than 64 KiB");
+    }
+}
+
+int igc_key_read(int fd, const uint8_t *password, size_t password_len, igc_key **out)
+{
+    pem_password given = {password, password_len, 0};
+    uint8_t *data = NULL;
+    EVP_PKEY *pkey = NULL;
+    BIO *bio = NULL;
+    size_t len = 0;
+    int rc;
+
+    igc_begin();
+    if (out == NULL || fd < 0)
+        return igc_fail(IGC_E_ARG, NULL);
+    *out = NULL;
+    data = OPENSSL_malloc(IGC_MAX_PEM + 1);
+    if (data == NULL)
+        return igc_fail(IGC_E_NOMEM, NULL);
+    rc = read_all(fd, data, &len);
+    if (rc)
+        goto out;
+    bio = BIO_new_mem_buf(data, (int)len);
+    if (bio == NULL) {
+        rc = igc_fail(IGC_E_NOMEM, NULL);
+        goto out;
+    }
+    pkey = PEM_read_bio_PrivateKey(bio, NULL, give_password, &given);
+    if (pkey == NULL) {
+        rc = given.asked ? igc_fail(IGC_E_PASSWORD, given.password ? NULL : "the key is encrypted")
+                         : igc_fail(IGC_E_PARSE, "this is not a private key in PEM");
+        goto out;
+    }
+    rc = wrap(pkey, out);
+    if (rc == IGC_OK)
+        pkey = NULL;
+out:
+    EVP_PKEY_free(pkey);
+    BIO_free(bio);
+    OPENSSL_clear_free(data, IGC_MAX_PEM + 1);
+    return rc;
+}
+
+/* PBES2 with PBKDF2-HMAC-SHA256 and AES-256-CBC (RFC 8018); the salt is 16 random bytes. */
+static X509_SIG *encrypt_p8(PKCS8_PRIV_KEY_INFO *p8, const uint8_t *password, size_t len, int iterations)
+{
+    X509_ALGOR *alg = PKCS5_pbe2_set_iv(EVP_aes_256_cbc(), iterations, NULL, 16, NULL, NID_hmacWithSHA256);
+    X509_SIG *sig;
+
+    if (alg == NULL)
+        return NULL;
+    sig = PKCS8_set0_pbe((const char *)password, (int)len, p8, alg);
+    if (sig == NULL)
+        X509_ALGOR_free(alg);
+    return sig;
+}
+
+int igc_key_write(const igc_key *key, int fd, const uint8_t *password, size_t password_len, int iterations)
+{
+    PKCS8_PRIV_KEY_INFO *p8 = NULL;
+    X509_SIG *sig = NULL;
+    BIO *bio = NULL;
+    igc_buf pem = {NULL, 0};
+    int ok = 0, rc;
+
+    igc_begin();
+    if (key == NULL || fd < 0 || password_len > 1024 || (password && password_len == 0) ||
+        (password && (iterations < 1000 || iterations > 10000000)))
+        return igc_fail(IGC_E_ARG, NULL);
+    bio = BIO_new(BIO_s_secmem() ? BIO_s_secmem() : BIO_s_mem());
+    p8 = EVP_PKEY2PKCS8(key->pkey);
+    if (bio == NULL || p8 == NULL) {
+        rc = igc_fail(IGC_E_INTERNAL, NULL);
+        goto out;
+    }
+    if (password) {
+        sig = encrypt_p8(p8, password, password_len, iterations);
+        ok = sig && PEM_write_bio_PKCS8(bio, sig);
+    } else {
+        ok = PEM_write_bio_PKCS8_PRIV_KEY_INFO(bio, p8);
+    }
+    rc = ok ? igc_buf_take_bio(&pem, bio) : igc_fail(IGC_E_INTERNAL, NULL);
+    if (rc == IGC_OK)
+        rc = igc_fd_write_all(fd, pem.data, pem.len);
+out:
+    igc_buf_free(&pem);
+    X509_SIG_free(sig);
+    PKCS8_PRIV_KEY_INFO_free(p8); /* clears the key it holds */
+    BIO_free(bio);
+    return rc;
+}
+
+int igc_key_check(const igc_key *key)
+{
+    EVP_PKEY_CTX *ctx;
+    int ok;
+
+    igc_begin();
+    if (key == NULL)
+        return igc_fail(IGC_E_ARG, NULL);
+    ctx = EVP_PKEY_CTX_new_from_pkey(NULL, key->pkey, NULL);
+    if (ctx == NULL)
+        return igc_fail(IGC_E_INTERNAL, NULL);
+    ok = EVP_PKEY_check(ctx) == 1;
+    EVP_PKEY_CTX_free(ctx);
+    return ok ? IGC_OK : igc_fail(IGC_E_BADKEY, NULL);
+}
+
+int igc_key_spki(const igc_key *key, igc_buf *out)
+{
+    unsigned char *der = NULL;
+    int len, rc;
+
+    igc_begin();
+    if (key == NULL || out == NULL)
+        return igc_fail(IGC_E_ARG, NULL);
+    *out = (igc_buf){NULL, 0};
+    len = i2d_PUBKEY(key->pkey, &der);
+    if (len <= 0)
+        return igc_fail(IGC_E_INTERNAL, NULL);
+    rc = igc_buf_set(out, der, (size_t)len);
+    OPENSSL_free(der);
+    return rc;
+}
+
+/* NULL: the algorithm has its own hash (Ed25519, Ed448). */
+static const EVP_MD *fitting_hash(const EVP_PKEY *pkey)
+{
+    int bits = EVP_PKEY_get_bits(pkey);
+
+    if (EVP_PKEY_is_a(pkey, "RSA"))
+        return bits >= 8192 ? EVP_sha512() : bits >= 4096 ? EVP_sha384() : EVP_sha256();
+    if (EVP_PKEY_is_a(pkey, "EC"))
+        return bits > 384 ? EVP_sha512() : bits > 256 ? EVP_sha384() : EVP_sha256();
+    return NULL;
+}
+
+/* AlgorithmIdentifier: RSA with NULL parameters (RFC 8017 A.2.4), the others without (RFC 5758, 8410). */
+static int signature_algorithm(const EVP_PKEY *pkey, const EVP_MD *md, igc_buf *out)
+{
+    X509_ALGOR *alg = X509_ALGOR_new();
+    unsigned char *der = NULL;
+    int base = EVP_PKEY_get_base_id(pkey);
+    int nid = base, len, rc = IGC_E_INTERNAL;
+
+    if (alg == NULL)
+        return igc_fail(IGC_E_NOMEM, NULL);
+    if (md && !OBJ_find_sigid_by_algs(&nid, EVP_MD_get_type(md), base))
+        goto out;
+    if (!X509_ALGOR_set0(alg, OBJ_nid2obj(nid), base == EVP_PKEY_RSA ? V_ASN1_NULL : V_ASN1_UNDEF, NULL))
+        goto out;
+    len = i2d_X509_ALGOR(alg, &der);
+    if (len <= 0)
+        goto out;
+    rc = igc_buf_set(out, der, (size_t)len);
+    OPENSSL_free(der);
+out:
+    X509_ALGOR_free(alg);
+    return rc ? igc_fail(rc, NULL) : IGC_OK;
+}
+
+int igc_key_sign(const igc_key *key, const uint8_t *tbs, size_t tbs_len, igc_buf *alg, igc_buf *sig)
+{
+    EVP_MD_CTX *ctx = NULL;
+    const EVP_MD *md;
+    uint8_t *data = NULL;
+    size_t len = 0;
+    int rc;
+
+    igc_begin();
+    if (key == NULL || (tbs == NULL && tbs_len) || alg == NULL || sig == NULL)
+        return igc_fail(IGC_E_ARG, NULL);
+    *alg = *sig = (igc_buf){NULL, 0};
+    if (!EVP_PKEY_is_a(key->pkey, "RSA") && !EVP_PKEY_is_a(key->pkey, "EC") &&
+        !EVP_PKEY_is_a(key->pkey, "ED25519") && !EVP_PKEY_is_a(key->pkey, "ED448"))
+        return igc_fail(IGC_E_KEYTYPE, NULL);
+    md = fitting_hash(key->pkey);
+    rc = signature_algorithm(key->pkey, md, alg);
+    if (rc)
+        return rc;
+    ctx = EVP_MD_CTX_new();
+    if (ctx == NULL || EVP_DigestSignInit(ctx, NULL, md, NULL, key->pkey) != 1 ||
+        EVP_DigestSign(ctx, NULL, &len, tbs, tbs_len) != 1 || (data = OPENSSL_malloc(len)) == NULL ||
+        EVP_DigestSign(ctx, data, &len, tbs, tbs_len) != 1)
+        rc = igc_fail(IGC_E_INTERNAL, "the key could not sign");
+    else
+        rc = igc_buf_set(sig, data, len);
+    if (rc)
+        igc_buf_free(alg);
+    OPENSSL_free(data);
+    EVP_MD_CTX_free(ctx);
+    return rc;
+}
