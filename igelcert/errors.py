@@ -40,6 +40,7 @@ class CryptoError(Error):
         super().__init__(f"{operation}: {text}{detail}")
         self.operation = operation
         self.code = code
+        self.text = text
         self.reasons = reasons
 
 
