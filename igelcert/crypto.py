@@ -72,6 +72,8 @@ class Key:
 
     __slots__ = ("_handle",)
 
+    _handle: Any
+
     def __init__(self) -> None:
         raise TypeError("a Key comes from Key.generate() or Key.read()")
 
@@ -344,7 +346,17 @@ def write_pfx(
     """
     rest = b"".join(cas)
     rc = lib.igc_pfx_write(
-        fd, key._handle, cert, len(cert), rest, len(rest), password, len(password), name.encode(), legacy, iterations
+        fd,
+        key._handle,
+        cert,
+        len(cert),
+        rest,
+        len(rest),
+        password,
+        len(password),
+        name.encode(),
+        legacy,
+        iterations,
     )
     _check("writing a PKCS#12 file", rc)
 

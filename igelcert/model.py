@@ -80,7 +80,9 @@ def check_friendly_name(path: str, value: str) -> str:
 
 def check_unit_id(path: str, value: str) -> str:
     if not _UNIT_ID.fullmatch(value):
-        raise SettingsError(path, "is not a unit ID: 1 to 64 letters, digits, '.', '_' or '-', not starting with a sign")
+        raise SettingsError(
+            path, "is not a unit ID: 1 to 64 letters, digits, '.', '_' or '-', not starting with a sign"
+        )
     return value
 
 
@@ -115,7 +117,9 @@ def check_email(path: str, value: str) -> str:
 def check_uri(path: str, value: str) -> str:
     """An absolute URI of ASCII characters (RFC 3986), at most 2048."""
     if len(value) > 2048 or not _URI.fullmatch(value):
-        raise SettingsError(path, f"{_shown(value)} is not an absolute URI", hint="percent-encode special characters")
+        raise SettingsError(
+            path, f"{_shown(value)} is not an absolute URI", hint="percent-encode special characters"
+        )
     return value
 
 
@@ -168,7 +172,9 @@ class Subject:
             check_text(path, value, bound)
             if value and value.isspace():
                 raise SettingsError(path, "is only blanks")
-        if self.country and not (len(self.country) == 2 and self.country.isascii() and self.country.isalpha()):
+        if self.country and not (
+            len(self.country) == 2 and self.country.isascii() and self.country.isalpha()
+        ):
             raise SettingsError("subject.country", f"{self.country!r} is not a two-letter country code")
         object.__setattr__(self, "country", self.country.upper())
         if self.email:
@@ -192,10 +198,17 @@ class SubjectAltName:
     LIMIT = 100
 
     def __post_init__(self) -> None:
-        for name, check in (("hostname", check_dns_name), ("ip", check_ip), ("email", check_email), ("uri", check_uri)):
+        for name, check in (
+            ("hostname", check_dns_name),
+            ("ip", check_ip),
+            ("email", check_email),
+            ("uri", check_uri),
+        ):
             values = getattr(self, name)
             if len(values) > self.LIMIT:
-                raise SettingsError(f"subjaltname.{name}", f"has {len(values)} entries, at most {self.LIMIT} are allowed")
+                raise SettingsError(
+                    f"subjaltname.{name}", f"has {len(values)} entries, at most {self.LIMIT} are allowed"
+                )
             clean = (check(f"subjaltname.{name}[{i}]", value) for i, value in enumerate(values))
             object.__setattr__(self, name, tuple(dict.fromkeys(clean)))
 
@@ -214,7 +227,9 @@ class CsrSpec:
 
     def __post_init__(self) -> None:
         if self.key_type not in KEY_TYPES:
-            raise SettingsError("key.type", f"{_shown(self.key_type)} is not a key type", hint="one of " + " ".join(KEY_TYPES))
+            raise SettingsError(
+                "key.type", f"{_shown(self.key_type)} is not a key type", hint="one of " + " ".join(KEY_TYPES)
+            )
         if not self.subject.attributes() and not self.san:
             raise SettingsError("subject", "is empty and there is no subject alternative name either")
         check_text("enrollment.crypt_challenge_password", self.challenge, 255)

@@ -211,7 +211,8 @@ def _object(path: str, value: object, table: Table) -> dict[str, Any]:
             )
     prefix = f"{path}." if path else ""
     return {
-        key: parse(prefix + key, value[key]) if key in value else default for key, (default, parse) in table.items()
+        key: parse(prefix + key, value[key]) if key in value else default
+        for key, (default, parse) in table.items()
     }
 
 
@@ -284,7 +285,9 @@ def _entries(path: str, value: object) -> list[object]:
 def _ca_label(path: str, value: object) -> str:
     label = str(_text(128)(path, value))
     if label and not is_ca_label(label):
-        raise SettingsError(path, f"{label!r} is not a CA label", hint="letters, digits, '_' and '-' are allowed")
+        raise SettingsError(
+            path, f"{label!r} is not a CA label", hint="letters, digits, '_' and '-' are allowed"
+        )
     return label
 
 
@@ -292,7 +295,9 @@ def _url(schemes: tuple[str, ...]) -> Parser:
     def parse(path: str, value: object) -> str:
         url = str(_text(2048)(path, value))
         if url and (not url.startswith(schemes) or not url.isascii() or " " in url or "@" in url):
-            raise SettingsError(path, "is not a URL", hint=f"it starts with {' or '.join(schemes)} and holds no password")
+            raise SettingsError(
+                path, "is not a URL", hint=f"it starts with {' or '.join(schemes)} and holds no password"
+            )
         return url
 
     return parse
@@ -306,7 +311,9 @@ def _secret(limit: int) -> Parser:
             raise SettingsError(path, "is not text")
         if len(value.encode("utf-8", "surrogatepass")) > limit:
             raise SettingsError(path, f"is longer than {limit} bytes")
-        if any(ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000 for char in value):
+        if any(
+            ord(char) < 0x20 or 0x7F <= ord(char) < 0xA0 or 0xD800 <= ord(char) < 0xE000 for char in value
+        ):
             raise SettingsError(path, "holds a control character")
         return value
 
@@ -405,7 +412,9 @@ def _consistent(path: str, cert: CertSettings) -> None:
     for proto, required in (("est", "server"), ("scep", "url")):
         straight = getattr(enrollment, proto)
         if enrollment.proto == proto and not (straight and getattr(straight, required)):
-            raise SettingsError(f"{path}.enrollment.{proto}.{required}", f"is missing, and proto is {proto!r}")
+            raise SettingsError(
+                f"{path}.enrollment.{proto}.{required}", f"is missing, and proto is {proto!r}"
+            )
         if straight and enrollment.proto != proto:
             raise SettingsError(f"{path}.enrollment.{proto}", f"is given, but proto is {enrollment.proto!r}")
     if enrollment.proto == "scep" and not cert.key.type.startswith("rsa_"):
@@ -414,5 +423,7 @@ def _consistent(path: str, cert: CertSettings) -> None:
             f"{cert.key.type} cannot enroll straight over SCEP: the device's key must open the answer, which takes RSA",
             hint="use an RSA key, or set proto to 'igelums': the proxy carries every key type over SCEP",
         )
-    if not any((cert.auto_cn != "off", cert.auto_hostname, cert.auto_ip, cert.subject.attributes(), cert.san)):
+    if not any(
+        (cert.auto_cn != "off", cert.auto_hostname, cert.auto_ip, cert.subject.attributes(), cert.san)
+    ):
         raise SettingsError(f"{path}.subject", "is empty and there is no subject alternative name either")

@@ -281,7 +281,7 @@ def csr_from_request(body: bytes, content_type: str = "") -> bytes:
 def certs_response(certs: Iterable[bytes], *, enroll: bool = False) -> Response:
     """A certs-only answer. `enroll`: exactly the issued certificate (RFC 7030 4.2.3)."""
     body = binascii.b2a_base64(certs_only(certs), newline=False)
-    text = b"".join(body[i : i + 76] + b"\r\n" for i in range(0, len(body), 76))
+    text = b"".join(body[i : i + 76] + b"\n" for i in range(0, len(body), 76))
     kind = "application/pkcs7-mime; smime-type=certs-only" if enroll else "application/pkcs7-mime"
     return Response(200, (("Content-Type", kind), ("Content-Transfer-Encoding", "base64")), text)
 
@@ -292,7 +292,9 @@ def csrattrs_response(oids: Iterable[str]) -> Response:
     if not wishes:
         return Response(204)
     body = binascii.b2a_base64(der.sequence(*wishes))
-    return Response(200, (("Content-Type", "application/csrattrs"), ("Content-Transfer-Encoding", "base64")), body)
+    return Response(
+        200, (("Content-Type", "application/csrattrs"), ("Content-Transfer-Encoding", "base64")), body
+    )
 
 
 def pending_response(seconds: int, text: str) -> Response:

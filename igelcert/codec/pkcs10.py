@@ -16,7 +16,16 @@ from ..errors import CryptoError, LocalProtocolError, RemoteProtocolError
 from ..model import CsrSpec, Subject, SubjectAltName
 from .http import plain_line
 
-__all__ = ["CertificationRequest", "build", "differences", "encode_name", "encode_san", "matches_certificate", "parse"]
+__all__ = [
+    "CertificationRequest",
+    "build",
+    "differences",
+    "encode_name",
+    "encode_san",
+    "matches_certificate",
+    "parse",
+    "same_names",
+]
 
 MAX_CSR = 65_536
 MAX_NAMES = 200
@@ -73,17 +82,13 @@ def build(spec: CsrSpec, key: crypto.Key) -> bytes:
     if spec.san:
         # RFC 5280 4.2.1.6: critical where the subject is empty
         critical = () if spec.subject.attributes() else (der.boolean(True),)
-        extension = der.sequence(
-            der.oid(SUBJECT_ALT_NAME), *critical, der.octet_string(encode_san(spec.san))
-        )
+        extension = der.sequence(der.oid(SUBJECT_ALT_NAME), *critical, der.octet_string(encode_san(spec.san)))
         attributes.append(_attribute(EXTENSION_REQUEST, der.sequence(extension)))
     if spec.challenge:
         # RFC 2985 5.4.1: PrintableString where possible
         write = der.printable if der.is_printable(spec.challenge) else der.utf8
         attributes.append(_attribute(CHALLENGE_PASSWORD, write(spec.challenge)))
-    info = der.sequence(
-        der.integer(0), name, key.spki(), der.implicit(0, der.set_of(*attributes))
-    )
+    info = der.sequence(der.integer(0), name, key.spki(), der.implicit(0, der.set_of(*attributes)))
     algorithm, signature = key.sign(info)
     return der.sequence(info, algorithm, der.bit_string(signature))
 
@@ -128,7 +133,9 @@ def parse(data: bytes, *, verify: bool = True) -> CertificationRequest:
     given twice, versions other than 0 and 1, keys nobody may use, hashes older than SHA-1.
     """
     if len(data) > MAX_CSR:
-        raise RemoteProtocolError(f"the certification request is larger than {MAX_CSR // 1024} KiB", status_hint=413)
+        raise RemoteProtocolError(
+            f"the certification request is larger than {MAX_CSR // 1024} KiB", status_hint=413
+        )
     try:
         return _parse(data, verify)
     except der.DerError as err:
@@ -188,7 +195,9 @@ def _prove(spki: bytes, algorithm: bytes, info: bytes, signature: bytes) -> None
     try:
         crypto.verify(spki, algorithm, info, signature)
     except CryptoError as err:
-        raise RemoteProtocolError(f"the signature of the certification request is not valid: {_why(err)}") from None
+        raise RemoteProtocolError(
+            f"the signature of the certification request is not valid: {_why(err)}"
+        ) from None
 
 
 def _why(err: CryptoError) -> str:
@@ -299,7 +308,9 @@ def _check_san(kind: int, content: bytes) -> None:
         if len(content) not in (4, 16):
             raise RemoteProtocolError("an IP address of the request is neither 4 nor 16 bytes long")
     elif not content or any(octet < 0x21 or octet > 0x7E for octet in content):
-        raise RemoteProtocolError(f"a {_KINDS[kind]} of the request is empty or holds a character that may not stand there")
+        raise RemoteProtocolError(
+            f"a {_KINDS[kind]} of the request is empty or holds a character that may not stand there"
+        )
 
 
 # ---- comparing ----------------------------------------------------------------------------------
@@ -322,11 +333,13 @@ def differences(csr: CertificationRequest, spec: CsrSpec) -> list[str]:
         found.append(f"subject {_SHORT.get(oid, oid)} is {plain_line(value, 80)!r}, {tail}")
     for (oid, value), _ in (want - have).items():
         if not any(other == oid for other, _ in have):
-            found.append(f"subject {_SHORT.get(oid, oid)} {plain_line(value, 80)!r} of the profile is missing")
+            found.append(
+                f"subject {_SHORT.get(oid, oid)} {plain_line(value, 80)!r} of the profile is missing"
+            )
     found += _san_differences(Counter(map(_comparable, csr.sans)), Counter(_spec_names(spec.san)))
-    for oid, _critical, value in csr.extensions:
+    for oid, _critical, content in csr.extensions:
         if oid == BASIC_CONSTRAINTS:
-            if _asks_for_ca(value):
+            if _asks_for_ca(content):
                 found.append("it asks to become a certification authority")
         elif oid not in HARMLESS:
             found.append(f"it asks for the extension {oid}, which the profile does not give")
@@ -372,6 +385,13 @@ def _shown(kind: int, value: bytes) -> str:
     if kind in {RFC822, DNS, URI}:
         return plain_line(value.decode("ascii", "replace"), 80)
     return f"({len(value)} bytes)"
+
+
+def same_names(cert: crypto.Certificate, spec: CsrSpec) -> bool:
+    """Would a request of that specification carry the certificate's subject and SAN?"""
+    mine = Counter(entry for rdn in cert.subject for entry in rdn)
+    names = Counter(map(_comparable, cert.sans))
+    return mine == Counter(spec.subject.attributes()) and names == Counter(_spec_names(spec.san))
 
 
 def matches_certificate(csr: CertificationRequest, cert: crypto.Certificate) -> bool:

@@ -130,7 +130,9 @@ def test_no_secret_shows_in_a_repr() -> None:
 
 
 def test_the_first_of_two_equal_friendly_names_stands() -> None:
-    settings = parse_document({"certs": [{"friendly_name": "a", "subject": {"org": "1"}}, {"friendly_name": "a"}]})
+    settings = parse_document(
+        {"certs": [{"friendly_name": "a", "subject": {"org": "1"}}, {"friendly_name": "a"}]}
+    )
     assert [cert.subject.org for cert in settings.certs] == ["1"]
     assert "certs[1].friendly_name" in settings.warnings[0]
 
@@ -173,12 +175,16 @@ def test_every_key_type_is_accepted(key_type: str) -> None:
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(
-        st.sampled_from(["certs", "friendly_name", "subject", "subjaltname", "key", "enrollment", "type", "ip"])
-        | st.text(max_size=8),
-        inner,
-        max_size=4,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(
+                ["certs", "friendly_name", "subject", "subjaltname", "key", "enrollment", "type", "ip"]
+            )
+            | st.text(max_size=8),
+            inner,
+            max_size=4,
+        )
     ),
     max_leaves=20,
 )

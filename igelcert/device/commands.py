@@ -1,0 +1,158 @@
+"""What the igel-certs commands do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+
+from .. import crypto
+from ..codec.http import Request
+from ..errors import Error, SettingsError, StorageError
+from ..settings import Settings
+from . import bundle, files, keys
+from .agent import Agent, load_settings
+from .config import Config, load
+from .log import Log
+from .store import Tree
+
+__all__ = ["read_secret", "run"]
+
+MIN_FREE = 1 << 20  # bytes
+
+
+def run(args: argparse.Namespace, log: Log) -> int:
+    config = load(args.root, args.config)
+    log = Log("igel-certs", screen=args.verbose or log._screen, level=config.log_level)
+    if args.command == "keygen":
+        return _keygen(args, log)
+    agent = Agent(config, log)
+    if args.command == "apply":
+        return agent.run().apply(_settings(args, agent))
+    if args.command == "renew":
+        return agent.run().renew(_settings(args, agent), args.names, args.force)
+    if args.command == "install-cas":
+        return agent.run().install_cas()
+    return _doctor(agent, args.json)
+
+
+def _settings(args: argparse.Namespace, agent: Agent) -> Settings:
+    if not args.settings:
+        return load_settings(os.path.join(agent.dir, "settings.json"))
+    if not os.path.exists(args.settings):
+        raise StorageError(f"cannot read {args.settings}: it is not there")
+    return load_settings(args.settings)
+
+
+def read_secret(path: str) -> str:
+    """The first line of a file, without its end."""
+    try:
+        text = files.read(path, 65_536).decode("utf-8")
+    except FileNotFoundError:
+        raise StorageError(f"cannot read {path}: it is not there") from None
+    except UnicodeDecodeError:
+        raise StorageError(f"{path} is not UTF-8 text") from None
+    line = text.split("\n", 1)[0].rstrip("\r")
+    if not line:
+        raise StorageError(f"{path} is empty")
+    return line
+
+
+def _keygen(args: argparse.Namespace, log: Log) -> int:
+    password = read_secret(args.password_file).encode() if args.password_file else None
+    if not 1000 <= args.iterations <= 10_000_000:
+        raise SettingsError("--iterations", "is not between 1000 and 10000000")
+    if os.path.lexists(args.out) and not args.force:
+        raise StorageError(f"{args.out} is there already", hint="name another file, or give --force")
+    if args.type in {"rsa_4096", "rsa_8192"}:
+        log.info(
+            f"making a key of type {args.type}; this can take {'a minute' if args.type == 'rsa_8192' else 'some seconds'}"
+        )
+    key = crypto.Key.generate(args.type)
+    files.replace(os.path.abspath(args.out), lambda fd: key.write(fd, password, args.iterations), 0o600)
+    log.info(f"{args.out}: a key of type {args.type}, {'encrypted' if password else 'not encrypted'}")
+    return 0
+
+
+# ---- doctor -------------------------------------------------------------------------------------
+
+
+def _doctor(agent: Agent, as_json: bool) -> int:
+    """Each check in turn; a failed one does not stop the others."""
+    checks = (
+        ("clock", _clock),
+        ("disk", _disk),
+        ("identity", _identity),
+        ("server", _server),
+        ("keys", _keys),
+    )
+    results = []
+    for name, check in checks:
+        try:
+            results.append({"check": name, "ok": True, "text": check(agent), "hint": ""})
+        except Error as err:
+            results.append({"check": name, "ok": False, "text": str(err), "hint": err.hint})
+    if as_json:
+        print(json.dumps({"checks": results}, indent=1))
+    else:
+        for result in results:
+            print(f"{'ok    ' if result['ok'] else 'FAILED'}  {result['check']:<9} {result['text']}")
+            if result["hint"]:
+                print(f"{'':18}{result['hint']}")
+    return 0 if all(result["ok"] for result in results) else 1
+
+
+def _clock(agent: Agent) -> str:
+    identity = agent.identity()
+    shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
+    if not bundle.clock_is_sane(int(time.time()), identity.not_before if identity else 0):
+        raise StorageError(f"the clock says {shown}, which cannot be", hint="set the clock")
+    return shown
+
+
+def _disk(agent: Agent) -> str:
+    config: Config = agent.config
+    try:
+        free = shutil.disk_usage(config.tree_root).free
+        if not os.access(config.tree_root, os.W_OK):
+            raise StorageError(f"{config.tree_root} cannot be written", hint="mount it writable")
+    except OSError as err:
+        raise files.failure(err, "look at", config.tree_root) from None
+    if free < MIN_FREE:
+        raise StorageError(f"{config.tree_root} has only {free} bytes left", hint="make room")
+    return f"{config.tree_root} has {free >> 20} MiB left"
+
+
+def _identity(agent: Agent) -> str:
+    cert = agent.identity()
+    if cert is None:
+        raise SettingsError("", "this device is not registered", hint="run: rmagent register")
+    left = cert.not_after - int(time.time())
+    if left <= 0:
+        raise StorageError(
+            "the management certificate has expired", hint="run: rmagent register with a new token"
+        )
+    return f"{cert.subject_text}, {left // 86_400} days left"
+
+
+def _server(agent: Agent) -> str:
+    with agent.proxy() as link:
+        answer = link.send(Request("GET", "/rmagent/settings"))
+    if answer.status not in {200, 304}:
+        raise StorageError(f"{agent.server} answers {answer.status}", hint="look into the proxy's log")
+    return f"{agent.server} answers, and knows this device"
+
+
+def _keys(agent: Agent) -> str:
+    tree: Tree = agent.run().tree
+    settings = load_settings(os.path.join(agent.dir, "settings.json"))
+    bad = []
+    for cert in settings.certs:
+        live = keys.live(tree, cert.friendly_name, cert.key.password)
+        if live.cert is None or live.problem:
+            bad.append(f"{cert.friendly_name}: {live.problem or 'no certificate'}")
+    if bad:
+        raise StorageError("; ".join(bad), hint="run: igel-certs apply")
+    return f"{len(settings.certs)} certificate(s), each with its key"

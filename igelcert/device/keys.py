@@ -1,0 +1,113 @@
+"""Keys and requests of one certificate: made, kept while pending, read back."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+from .. import crypto
+from ..codec import pkcs10
+from ..errors import CryptoError, Error
+from ..model import CsrSpec
+from ..settings import CertSettings
+from . import files
+from .store import Tree
+
+__all__ = ["Live", "fingerprint", "key_for_request", "live", "read_key"]
+
+
+def fingerprint(cert: CertSettings, spec: CsrSpec) -> str:
+    """What a certificate was made for: a new value means a new enrollment. Holds no secret."""
+    enrollment = cert.enrollment
+    straight = enrollment.est or enrollment.scep
+    target = [enrollment.proto]
+    if straight:
+        target += [str(getattr(straight, name, "")) for name in ("server", "label", "url", "profile")]
+    parts = [
+        spec.key_type,
+        spec.subject.attributes(),
+        spec.san.hostname,
+        spec.san.ip,
+        spec.san.email,
+        spec.san.uri,
+        target,
+    ]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def read_key(path: str, password: bytes | None) -> crypto.Key:
+    """The key of a file; CryptoError or StorageError, FileNotFoundError when it is not there."""
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise
+    except OSError as err:
+        raise files.failure(err, "read", path) from None
+    try:
+        return crypto.Key.read(handle, password)
+    finally:
+        os.close(handle)
+
+
+class Live:
+    """The live certificate of a friendly name; `problem` says why it cannot stay, "" when it can."""
+
+    def __init__(self, cert: crypto.Certificate | None, problem: str) -> None:
+        self.cert = cert
+        self.problem = problem
+
+
+def live(tree: Tree, name: str, password: bytes | None) -> Live:
+    """Reads the live generation and looks whether it is whole: certificate, key under the password, files."""
+    from ..codec.pem import decode_pem
+
+    if tree.live(name) is None:
+        return Live(None, "")
+    pem = tree.read(name, "cert.pem")
+    try:
+        blocks = decode_pem(pem or b"")
+        cert = crypto.parse_certificate(blocks[0]) if blocks else None
+    except Error:
+        cert = None
+    if cert is None:
+        return Live(None, "cert.pem is missing or damaged")
+    key_file = os.path.join(tree.path, name, "pkey.pem")
+    try:
+        with open(key_file, "rb") as file:
+            encrypted = b"ENCRYPTED" in file.readline(100)
+        if encrypted is not (password is not None):
+            return Live(cert, "the key password changed")
+        if read_key(key_file, password).spki() != cert.spki:
+            return Live(cert, "pkey.pem does not belong to cert.pem")
+    except CryptoError as err:
+        return Live(cert, "the key password changed" if err.code == "PASSWORD" else "pkey.pem is damaged")
+    except OSError:
+        return Live(cert, "pkey.pem is missing")
+    for file_name in ("cert.pfx", "cacerts.pem"):
+        if not tree.read(name, file_name):
+            return Live(cert, f"{file_name} is missing")
+    return Live(cert, "")
+
+
+def key_for_request(
+    tree: Tree, cert: CertSettings, spec: CsrSpec, mark: str
+) -> tuple[crypto.Key, bytes, bool]:
+    """(key, CSR, kept): those of the pending request for just this, else new ones, on disk before they leave.
+
+    `mark`: fingerprint of what is asked for. A request that cannot be read back is dropped.
+    """
+    password = cert.key.password
+    found = tree.pending(cert.friendly_name)
+    if found and found[0].get("spec") == mark:
+        try:
+            key = read_key(os.path.join(tree.pending_dir(cert.friendly_name), "pkey.pem"), password)
+            request = pkcs10.parse(found[1], verify=False)
+            if request.spki == key.spki() and (request.challenge or "") == spec.challenge:
+                return key, found[1], True
+        except (Error, OSError):
+            pass
+    key = crypto.Key.generate(cert.key.type)
+    csr = pkcs10.build(spec, key)
+    tree.put_pending(cert.friendly_name, {"spec": mark}, csr, lambda fd: key.write(fd, password))
+    return key, csr, False

@@ -1,0 +1,109 @@
+"""The command rmagent."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from ..errors import Error, SettingsError
+from .agent import Agent
+from .commands import read_secret
+from .config import load
+from .flow import code_of
+from .log import Log
+from .transport import split_url
+
+__all__ = ["main"]
+
+DESCRIPTION = """\
+Speaks with the proxy: makes this device known, fetches its settings, applies them, reports.
+
+The management identity lies in /wfs/igel-rmagent: cert.pem, key.pem, trust-store/cacerts.pem. It is apart
+from the certificates that are enrolled, and is renewed by itself.
+"""
+EPILOG = """\
+examples:
+  rmagent register --server https://proxy.example:8443 --token-file token --ca-file trust.pem
+  rmagent sync
+
+exit status:
+  0 done or nothing to do    1 failed    64 usage
+  75 waiting or temporary failure, worth another try    78 bad settings
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.print_usage(sys.stderr)
+        self.exit(64, f"rmagent: error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    common = _Parser(add_help=False)
+    common.add_argument("--root", default="", metavar="DIR", help="act inside a root file system")
+    common.add_argument("--config", metavar="FILE", help="instead of /etc/igelcert/device.toml")
+    common.add_argument("--verbose", action="store_true", help="log lines on the screen as well")
+    parser = _Parser(prog="rmagent", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    help_register = "become known to the proxy with a one-time token: management key and certificate"
+    register = commands.add_parser(
+        "register",
+        help=help_register,
+        description=help_register,
+        parents=[common],
+        epilog=EPILOG,
+        formatter_class=raw,
+    )
+    register.add_argument(
+        "--server", metavar="URL", help="https://HOST[:PORT] of the proxy (default: device.toml)"
+    )
+    register.add_argument(
+        "--token-file", required=True, metavar="F", help="file with the token of `ca-proxy device add`"
+    )
+    trust = register.add_mutually_exclusive_group()
+    trust.add_argument(
+        "--ca-file", default="", metavar="F", help="the CA certificate to trust (the proxy's trust.pem)"
+    )
+    trust.add_argument("--ca-fingerprint", default="", metavar="SHA256", help="or its SHA-256")
+    help_sync = "fetch the settings, bring the certificates in line with them, report; once, for init scripts and cron"
+    commands.add_parser(
+        "sync", help=help_sync, description=help_sync, parents=[common], epilog=EPILOG, formatter_class=raw
+    )
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    screen = args.verbose or sys.stderr.isatty()
+    log = Log("rmagent", screen=screen)
+    try:
+        config = load(args.root, args.config)
+        log = Log("rmagent", screen=screen, level=config.log_level)
+        agent = Agent(config, log)
+        if args.command == "sync":
+            return agent.sync()
+        server = args.server or config.server
+        if not server:
+            raise SettingsError("server", "is not given", hint="rmagent register --server https://HOST:PORT")
+        split_url(server)
+        given = bool(args.ca_file or args.ca_fingerprint)
+        ca_file = args.ca_file if given else (config.at(config.ca_file) if config.ca_file else "")
+        agent.register(
+            server,
+            read_secret(args.token_file),
+            ca_file,
+            args.ca_fingerprint if given else config.ca_fingerprint,
+        )
+        return 0
+    except Error as err:
+        log.error(str(err))
+        log.hint(err.hint)
+        return code_of(err)
+    except KeyboardInterrupt:
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

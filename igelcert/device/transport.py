@@ -1,0 +1,185 @@
+"""HTTPS for the device: http.client and ssl, one kept connection, everything bounded.
+
+Only the private CA is loaded. Redirects are not followed, proxies from the environment are ignored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import socket
+import ssl
+import threading
+from urllib.parse import urlsplit
+
+from ..codec.http import Request, Response, plain_line
+from ..errors import SettingsError, TransportError
+
+__all__ = ["Link", "client_context", "split_url"]
+
+TIMEOUT = 20.0  # seconds of silence
+DEADLINE = 90.0  # seconds for a whole exchange
+MAX_BODY = 1 << 20
+
+
+def split_url(url: str) -> tuple[str, int]:
+    """Host and port of an https URL without user, path or query."""
+    try:
+        parts = urlsplit(url)
+        port = parts.port or 443
+    except ValueError:
+        raise SettingsError("server", f"{url!r} is not a URL") from None
+    if (
+        parts.scheme != "https"
+        or not parts.hostname
+        or parts.username
+        or parts.query
+        or parts.path.strip("/")
+    ):
+        raise SettingsError("server", f"{url!r} is not of the form https://HOST[:PORT]")
+    return parts.hostname, port
+
+
+def client_context(
+    *, ca_pem: str | None = None, ca_dir: str | None = None, verify: bool = True
+) -> ssl.SSLContext:
+    """A TLS 1.2+ client context that trusts the CAs given as PEM text or as a hashed directory.
+
+    verify False is for one thing: fetching CA certificates whose fingerprint is checked afterwards.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if not verify:
+        # RFC 7030 4.1.1: bootstrap; nothing is sent, and what comes is checked against a fingerprint
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        return context
+    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an intermediate may be the configured anchor
+    try:
+        context.load_verify_locations(cadata=ca_pem or None, capath=ca_dir)
+    except (ssl.SSLError, OSError, TypeError) as err:
+        raise SettingsError("ca_file", f"holds no usable CA certificate: {err}") from None
+    return context
+
+
+class Link:
+    """A connection to one server. `authorization`: value of that header, never shown."""
+
+    def __init__(
+        self, url: str, context: ssl.SSLContext, *, authorization: str = "", timeout: float = TIMEOUT
+    ) -> None:
+        self.host, self.port = split_url(url)
+        self._context = context
+        self._authorization = authorization
+        self._timeout = timeout
+        self._connection: http.client.HTTPSConnection | None = None
+
+    def __enter__(self) -> Link:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._connection:
+            self._connection.close()
+            self._connection = None
+
+    def send(self, request: Request) -> Response:
+        """The answer to a request; TransportError says which link failed."""
+        kept = self._connection is not None
+        try:
+            return self._exchange(request)
+        except TransportError as err:
+            # a kept connection may have been closed by the server meanwhile: once more on a new one
+            if not kept or err.link != "closed":
+                raise
+        return self._exchange(request)
+
+    def _exchange(self, request: Request) -> Response:
+        connection = self._connection or http.client.HTTPSConnection(
+            self.host, self.port, timeout=self._timeout, context=self._context
+        )
+        self._connection = None
+        timer = threading.Timer(DEADLINE, _cut, (connection,))
+        timer.daemon = True
+        timer.start()
+        try:
+            headers = dict(request.headers)
+            if self._authorization:
+                headers["Authorization"] = self._authorization
+            connection.request(request.method, request.path, request.body or None, headers)
+            answer = connection.getresponse()
+            body = answer.read(MAX_BODY + 1)
+            if len(body) > MAX_BODY:
+                raise TransportError(f"{self._name} sent more than {MAX_BODY >> 20} MiB", link="http")
+            if not answer.will_close:
+                self._connection, connection = connection, None  # type: ignore[assignment]
+            return Response(answer.status, tuple(answer.getheaders()), body)
+        except (OSError, http.client.HTTPException) as err:
+            raise self._failure(err, timer) from None
+        finally:
+            timer.cancel()
+            if connection is not None:
+                connection.close()
+
+    @property
+    def _name(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+    def _failure(self, err: Exception, timer: threading.Timer) -> TransportError:
+        name = self._name
+        if isinstance(err, socket.gaierror):
+            return TransportError(
+                f"the name {self.host} does not resolve",
+                link="name",
+                hint="check the name and the DNS server",
+            )
+        if isinstance(err, ssl.SSLCertVerificationError):
+            return TransportError(
+                f"the certificate of {name} is not trusted: {plain_line(err.verify_message)}",
+                link="tls-trust",
+                hint="compare the CA that this device trusts with the one that issued the server's certificate",
+            )
+        if isinstance(err, TimeoutError) or timer.finished.is_set():
+            return TransportError(
+                f"{name} does not answer in time", link="timeout", hint="look whether it is overloaded"
+            )
+        if isinstance(err, ssl.SSLError):
+            return self._tls_failure(err)
+        if isinstance(err, ConnectionRefusedError):
+            return TransportError(
+                f"nothing listens on {name}", link="tcp", hint="check host and port; is the server running?"
+            )
+        closed = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
+        if isinstance(err, closed):
+            return TransportError(f"{name} closed the connection without an answer", link="closed")
+        if isinstance(err, http.client.HTTPException):
+            return TransportError(f"{name} does not answer with HTTP: {type(err).__name__}", link="http")
+        return TransportError(f"{name} cannot be reached: {plain_line(str(err))}", link="tcp")
+
+    def _tls_failure(self, err: ssl.SSLError) -> TransportError:
+        reason = (err.reason or "").upper()
+        if isinstance(err, ssl.SSLEOFError) or "EOF" in reason:
+            return TransportError(f"{self._name} closed the connection without an answer", link="closed")
+        if "ALERT" in reason and any(word in reason for word in ("CERT", "UNKNOWN_CA", "ACCESS_DENIED")):
+            return TransportError(
+                f"{self._name} refused our client certificate: {reason.replace('_', ' ').lower()}",
+                link="tls-client",
+                hint="register the device again, or look why the server does not accept it",
+            )
+        if "WRONG_VERSION" in reason or "HTTP_REQUEST" in reason or "UNKNOWN_PROTOCOL" in reason:
+            return TransportError(
+                f"{self._name} does not speak TLS", link="tls", hint="check the port: is it plain HTTP?"
+            )
+        return TransportError(
+            f"TLS with {self._name} failed: {reason.replace('_', ' ').lower() or 'unknown reason'}",
+            link="tls",
+        )
+
+
+def _cut(connection: http.client.HTTPSConnection) -> None:
+    """Ends an exchange that drips on for too long."""
+    with contextlib.suppress(OSError, AttributeError):
+        connection.sock.shutdown(socket.SHUT_RDWR)

@@ -1,0 +1,1 @@
+"""The lab CA: a small real certification authority, so that the whole chain runs on one machine."""
