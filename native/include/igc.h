@@ -90,7 +90,8 @@ void igc_key_free(igc_key *key);
    "unknown") for a key that was read. Lives as long as the key. */
 const char *igc_key_type(const igc_key *key);
 /* Reads PEM (PKCS#8 encrypted or plain, or a traditional form) of at most 64 KiB from a
-   descriptor. password may be NULL: then an encrypted key gives IGC_E_PASSWORD. */
+   descriptor. password may be NULL: then an encrypted key gives IGC_E_PASSWORD. A file that asks
+   for more than ten million iterations of its key derivation gives IGC_E_LIMIT before any runs. */
 int igc_key_read(int fd, const uint8_t *password, size_t password_len, igc_key **out);
 /* PKCS#8 PEM: PBES2, AES-256-CBC, PBKDF2-HMAC-SHA256 with `iterations` (1 000 ..
    10 000 000), 16 byte salt; plain when password is NULL. Writes all or fails. */

@@ -35,6 +35,10 @@ void igc_pkey_type(const EVP_PKEY *pkey, char *type);
 /* IGC_E_BADKEY / IGC_E_KEYTYPE for a public key nobody may use. */
 int igc_pkey_sane(const EVP_PKEY *pkey);
 
+/* Cost of a password-based encryption before it runs: iterations of its PBKDF, or N * r * p of scrypt.
+   -1 when its parameters do not parse; LONG_MAX when beyond counting. */
+long igc_pbe_cost(const X509_ALGOR *alg);
+
 /* Next certificate of a list: advances *data. NULL with *len == 0: end. Fails by NULL with *len != 0. */
 X509 *igc_list_next(const uint8_t **data, size_t *len);
 /* A whole list as a stack, each certificate parsed by libcrypto. NULL on failure (reported). */

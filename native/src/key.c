@@ -2,6 +2,7 @@
 #include "inner.h"
 
 #include <errno.h>
+#include <limits.h>
 #include <openssl/bio.h>
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
@@ -13,6 +14,8 @@
 #include <openssl/rsa.h>
 #include <string.h>
 #include <unistd.h>
+
+#define MAX_KEY_ITERATIONS 10000000 /* as many as igc_key_write() makes */
 
 typedef struct {
     const char *type;
@@ -126,6 +129,93 @@ static int read_all(int fd, uint8_t *data, size_t *len)
     }
 }
 
+static long scrypt_cost(const ASN1_TYPE *parameter)
+{
+    SCRYPT_PARAMS *scrypt = ASN1_TYPE_unpack_sequence(ASN1_ITEM_rptr(SCRYPT_PARAMS), parameter);
+    const ASN1_INTEGER *factors[3];
+    long cost = scrypt ? 1 : -1;
+    int i;
+
+    if (scrypt) {
+        factors[0] = scrypt->costParameter;
+        factors[1] = scrypt->blockSize;
+        factors[2] = scrypt->parallelizationParameter;
+    }
+    for (i = 0; cost > 0 && i < 3; i++) {
+        long factor = ASN1_INTEGER_get(factors[i]);
+        if (factor <= 0)
+            cost = -1;
+        else
+            cost = cost > LONG_MAX / factor ? LONG_MAX : cost * factor;
+    }
+    SCRYPT_PARAMS_free(scrypt);
+    return cost;
+}
+
+long igc_pbe_cost(const X509_ALGOR *alg)
+{
+    const ASN1_OBJECT *oid;
+    const void *value;
+    int type;
+    long cost = -1;
+
+    X509_ALGOR_get0(&oid, &type, &value, alg);
+    if (type != V_ASN1_SEQUENCE)
+        return -1;
+    if (OBJ_obj2nid(oid) == NID_pbes2) {
+        PBE2PARAM *pbe2 = ASN1_TYPE_unpack_sequence(ASN1_ITEM_rptr(PBE2PARAM), alg->parameter);
+        if (pbe2 && OBJ_obj2nid(pbe2->keyfunc->algorithm) == NID_id_pbkdf2) {
+            PBKDF2PARAM *kdf =
+                ASN1_TYPE_unpack_sequence(ASN1_ITEM_rptr(PBKDF2PARAM), pbe2->keyfunc->parameter);
+            cost = kdf ? ASN1_INTEGER_get(kdf->iter) : -1;
+            PBKDF2PARAM_free(kdf);
+        } else if (pbe2) { /* libcrypto knows no third */
+            cost = scrypt_cost(pbe2->keyfunc->parameter);
+        }
+        PBE2PARAM_free(pbe2);
+    } else {
+        PBEPARAM *pbe = ASN1_TYPE_unpack_sequence(ASN1_ITEM_rptr(PBEPARAM), alg->parameter);
+        cost = pbe ? ASN1_INTEGER_get(pbe->iter) : -1;
+        PBEPARAM_free(pbe);
+    }
+    return cost;
+}
+
+/* Before any derivation: does an encrypted key of the file ask for more than anybody would? Passes over
+   what does not parse, as libcrypto's own reader does. */
+static int bounded(const uint8_t *data, size_t len)
+{
+    BIO *bio = BIO_new_mem_buf(data, (int)len);
+    int ok = bio != NULL;
+
+    while (ok && !BIO_eof(bio)) {
+        char *name = NULL, *header = NULL;
+        unsigned char *der = NULL;
+        int before = BIO_pending(bio);
+        long size = 0;
+
+        if (PEM_read_bio(bio, &name, &header, &der, &size)) {
+            if (strcmp(name, PEM_STRING_PKCS8) == 0) {
+                const unsigned char *at = der;
+                X509_SIG *sig = d2i_X509_SIG(NULL, &at, size);
+                const X509_ALGOR *alg = NULL;
+                if (sig)
+                    X509_SIG_get0(sig, &alg, NULL);
+                ok = alg == NULL || igc_pbe_cost(alg) <= MAX_KEY_ITERATIONS;
+                X509_SIG_free(sig);
+            }
+            OPENSSL_free(name);
+            OPENSSL_free(header);
+            OPENSSL_clear_free(der, (size_t)size);
+        } else if (BIO_pending(bio) >= before) {
+            break;
+        }
+    }
+    BIO_free(bio);
+    ERR_clear_error();
+    return ok;
+}
+
 int igc_key_read(int fd, const uint8_t *password, size_t password_len, igc_key **out)
 {
     pem_password given = {password, password_len, 0};
@@ -145,6 +235,10 @@ int igc_key_read(int fd, const uint8_t *password, size_t password_len, igc_key *
     rc = read_all(fd, data, &len);
     if (rc)
         goto out;
+    if (password && !bounded(data, len)) {
+        rc = igc_fail(IGC_E_LIMIT, "the encryption of the key asks for more than 10000000 iterations");
+        goto out;
+    }
     bio = BIO_new_mem_buf(data, (int)len);
     if (bio == NULL) {
         rc = igc_fail(IGC_E_NOMEM, NULL);

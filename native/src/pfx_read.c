@@ -40,35 +40,6 @@ static void load_legacy(void)
     ERR_clear_error();
 }
 
-static long pbe_iterations(const X509_ALGOR *alg)
-{
-    const ASN1_OBJECT *oid;
-    const void *value;
-    int type;
-    long count = -1;
-
-    X509_ALGOR_get0(&oid, &type, &value, alg);
-    if (type != V_ASN1_SEQUENCE)
-        return -1;
-    if (OBJ_obj2nid(oid) == NID_pbes2) {
-        PBE2PARAM *pbe2 = ASN1_TYPE_unpack_sequence(ASN1_ITEM_rptr(PBE2PARAM), alg->parameter);
-        if (pbe2 && OBJ_obj2nid(pbe2->keyfunc->algorithm) == NID_id_pbkdf2) {
-            PBKDF2PARAM *kdf =
-                ASN1_TYPE_unpack_sequence(ASN1_ITEM_rptr(PBKDF2PARAM), pbe2->keyfunc->parameter);
-            count = kdf ? ASN1_INTEGER_get(kdf->iter) : -1;
-            PBKDF2PARAM_free(kdf);
-        } else if (pbe2) {
-            count = 1; /* scrypt: libcrypto bounds its memory itself */
-        }
-        PBE2PARAM_free(pbe2);
-    } else {
-        PBEPARAM *pbe = ASN1_TYPE_unpack_sequence(ASN1_ITEM_rptr(PBEPARAM), alg->parameter);
-        count = pbe ? ASN1_INTEGER_get(pbe->iter) : -1;
-        PBEPARAM_free(pbe);
-    }
-    return count;
-}
-
 /* Before a derivation: is it still within the bound, and are its algorithms there? */
 static int admit(store_reader *reader, long iterations)
 {
@@ -92,7 +63,7 @@ static int admit_pbe(store_reader *reader, const X509_ALGOR *alg)
     case NID_pbe_WithSHA1And40BitRC4:
         CRYPTO_THREAD_run_once(&legacy_once, load_legacy);
     }
-    return admit(reader, pbe_iterations(alg));
+    return admit(reader, igc_pbe_cost(alg));
 }
 
 static int is_java_trusted(const PKCS12_SAFEBAG *bag)
@@ -223,6 +194,8 @@ static int open_safe(store_reader *reader, PKCS7 *safe)
     STACK_OF(PKCS12_SAFEBAG) *bags = NULL;
     int rc = IGC_OK;
 
+    if (safe->d.ptr == NULL) /* the content is OPTIONAL in a ContentInfo */
+        return igc_fail(IGC_E_PARSE, "a part of the keystore has no content");
     if (PKCS7_type_is_data(safe)) {
         bags = PKCS12_unpack_p7data(safe);
         if (bags == NULL)

@@ -127,6 +127,12 @@ int igc_spki_type(const uint8_t *spki, size_t len, char *type)
     return rc;
 }
 
+static int acceptable_hash(int nid)
+{
+    return nid == NID_sha1 || nid == NID_sha224 || nid == NID_sha256 || nid == NID_sha384 ||
+           nid == NID_sha512;
+}
+
 /* Digest of a signature algorithm that fits the key, or an error. *md NULL for EdDSA. */
 static int signature_hash(const X509_ALGOR *alg, const EVP_PKEY *pkey, const EVP_MD **md)
 {
@@ -141,17 +147,10 @@ static int signature_hash(const X509_ALGOR *alg, const EVP_PKEY *pkey, const EVP
         return igc_fail(IGC_E_SIGNATURE, "the signature algorithm does not fit the key");
     if (key_nid == EVP_PKEY_ED25519 || key_nid == EVP_PKEY_ED448)
         return IGC_OK;
-    switch (md_nid) {
-    case NID_sha1:
-    case NID_sha224:
-    case NID_sha256:
-    case NID_sha384:
-    case NID_sha512:
-        *md = EVP_get_digestbynid(md_nid);
-        return IGC_OK;
-    default:
+    if (!acceptable_hash(md_nid))
         return igc_fail(IGC_E_SIGNATURE, "the signature uses a hash that is not acceptable");
-    }
+    *md = EVP_get_digestbynid(md_nid);
+    return IGC_OK;
 }
 
 static int is_pss(const X509_ALGOR *alg)
@@ -160,6 +159,24 @@ static int is_pss(const X509_ALGOR *alg)
 
     X509_ALGOR_get0(&oid, NULL, NULL, alg);
     return OBJ_obj2nid(oid) == NID_rsassaPss;
+}
+
+/* Hash and mask hash of RSASSA-PSS parameters; SHA-1 is the default of both. */
+static int pss_hashes_acceptable(const X509_ALGOR *alg)
+{
+    RSA_PSS_PARAMS *params = ASN1_TYPE_unpack_sequence(ASN1_ITEM_rptr(RSA_PSS_PARAMS), alg->parameter);
+    X509_ALGOR *mask = NULL;
+    int ok = params != NULL;
+
+    if (ok && params->hashAlgorithm)
+        ok = acceptable_hash(OBJ_obj2nid(params->hashAlgorithm->algorithm));
+    if (ok && params->maskGenAlgorithm) {
+        mask = ASN1_TYPE_unpack_sequence(ASN1_ITEM_rptr(X509_ALGOR), params->maskGenAlgorithm->parameter);
+        ok = mask && acceptable_hash(OBJ_obj2nid(mask->algorithm));
+    }
+    X509_ALGOR_free(mask);
+    RSA_PSS_PARAMS_free(params);
+    return ok;
 }
 
 /* RSASSA-PSS (RFC 4055): hash, mask and salt length come from the parameters. ASN1_item_verify_ctx
@@ -210,6 +227,10 @@ int igc_spki_verify(const uint8_t *spki, size_t spki_len, const uint8_t *alg, si
         goto out;
     }
     if (is_pss(algorithm) && EVP_PKEY_is_a(pkey, "RSA")) {
+        if (!pss_hashes_acceptable(algorithm)) {
+            rc = igc_fail(IGC_E_SIGNATURE, "the signature uses a hash that is not acceptable");
+            goto out;
+        }
         ok = verify_pss(algorithm, pkey, tbs, tbs_len, sig, sig_len);
     } else {
         rc = signature_hash(algorithm, pkey, &md);
