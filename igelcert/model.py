@@ -22,6 +22,7 @@ __all__ = [
     "check_dns_name",
     "check_email",
     "check_friendly_name",
+    "check_ip",
     "check_text",
     "check_unit_id",
     "check_uri",

@@ -233,7 +233,8 @@ class Authority:
         except ValueError as err:
             raise RemoteProtocolError(f"no certificate can be made of this request: {err}") from None
         self._write(
-            self._issued / f"{cert.serial_number:0{(cert.serial_number.bit_length() + 7) // 8 * 2}X}.pem", cert.public_bytes(serialization.Encoding.PEM)
+            self._issued / f"{cert.serial_number:0{(cert.serial_number.bit_length() + 7) // 8 * 2}X}.pem",
+            cert.public_bytes(serialization.Encoding.PEM),
         )
         return cert.public_bytes(serialization.Encoding.DER)
 

@@ -1,0 +1,1 @@
+"""The proxy: knows the devices, holds the CA's credentials, checks each CSR, relays it."""

@@ -1,0 +1,108 @@
+"""The two WSGI programs: one for devices, one for administration."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from flask import Flask, Response, g, request
+from sqlalchemy.exc import SQLAlchemyError
+from werkzeug.exceptions import HTTPException
+
+from ..codec.http import plain_line
+from ..errors import Error, RemoteProtocolError, StorageError
+from . import admin_routes, est_routes, rmagent_routes
+from .context import Context
+
+__all__ = ["make_admin_app", "make_device_app"]
+
+log = logging.getLogger("igelcert.proxy")
+
+BODY_MAX = 65_536
+
+
+def make_device_app(context: Context) -> Flask:
+    app = _app("device", context)
+    app.config["MAX_CONTENT_LENGTH"] = BODY_MAX
+    app.register_blueprint(est_routes.make(context))
+    app.register_blueprint(rmagent_routes.make(context))
+    return app
+
+
+def make_admin_app(context: Context) -> Flask:
+    app = _app("admin", context)
+    app.register_blueprint(admin_routes.make(context))
+    return app
+
+
+def _app(name: str, context: Context) -> Flask:
+    app = Flask(f"igelcert-{name}", static_folder=None)
+    app.url_map.strict_slashes = False
+
+    @app.before_request
+    def _start() -> None:
+        g.started = time.monotonic()
+
+    @app.after_request
+    def _log(response: Response) -> Response:
+        level = logging.INFO if response.status_code < 400 or name == "device" else logging.DEBUG
+        took = (time.monotonic() - g.get("started", time.monotonic())) * 1000
+        who = g.get("unit_id", "-")
+        path = plain_line(request.path, 200)
+        log.log(
+            level,
+            "%s %s %s %s %d %.0f ms",
+            request.remote_addr,
+            who,
+            request.method,
+            path,
+            response.status_code,
+            took,
+        )
+        response.headers["Cache-Control"] = "no-store"
+        return response
+
+    @app.errorhandler(RemoteProtocolError)
+    def _refused(err: RemoteProtocolError) -> Response:
+        if err.status_hint in {401, 403}:
+            log.warning("%s %s: %s", request.remote_addr, g.get("unit_id", "-"), err)
+        return _sentence(err.status_hint, str(err))
+
+    @app.errorhandler(StorageError)
+    def _unavailable(err: StorageError) -> Response:
+        log.error("%s", err)
+        return _sentence(503, "the proxy cannot use its database now; its log says more", 60)
+
+    @app.errorhandler(Error)
+    @app.errorhandler(SQLAlchemyError)
+    @app.errorhandler(Exception)
+    def _failed(err: Exception) -> Response:
+        if isinstance(err, HTTPException):
+            return _sentence(err.code or 500, _HTTP.get(err.code or 500, plain_line(err.name.lower())))
+        log.exception("%s %s failed", request.method, plain_line(request.path, 200))
+        return _sentence(500, "an internal error occurred; the log of the proxy says more")
+
+    return app
+
+
+_HTTP = {
+    404: "there is nothing at this address",
+    405: "this address does not take that method",
+    413: f"the body is larger than {BODY_MAX // 1024} KiB",
+    415: "this kind of content is not taken here",
+}
+
+
+def _sentence(status: int, text: str, retry_after: int | None = None) -> Response:
+    """One plain sentence: JSON for the agent, text for EST clients."""
+    from flask import jsonify
+
+    line = plain_line(text, 1000)
+    if request.path.startswith("/rmagent/"):
+        response = jsonify(error=line)
+    else:
+        response = Response(line + "\n", content_type="text/plain; charset=utf-8")
+    response.status_code = status
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(retry_after)
+    return response

@@ -1,0 +1,73 @@
+"""CA certificates of the upstream: kept for an hour for devices, and for good as trust of renewals.
+
+Old device certificates chain to what an earlier CA gave, so nothing is forgotten when the CA changes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import sqlalchemy as sa
+
+from .context import Context
+from .database import Database, now
+from .schema import ca_certificates
+from .upstream import Upstream
+
+__all__ = ["ever_known", "fresh", "known", "remember", "trust_version"]
+
+FRESH_SECONDS = 3600
+MAX_TRUST = 200
+
+
+def fresh(context: Context, upstream: Upstream, *, anew: bool = False) -> list[bytes]:
+    """The CA's certificates, asked for when what is kept is old. TransportError, RemoteProtocolError."""
+    certs, at = known(context, upstream.config.version)
+    if anew or not certs or now() - at > FRESH_SECONDS:
+        certs = upstream.cacerts()
+        remember(context, upstream.config.version, certs)
+    return certs
+
+
+def known(context: Context, version: int) -> tuple[list[bytes], int]:
+    """What is kept for that version of the configuration, and when it was fetched."""
+    query = sa.select(ca_certificates).where(ca_certificates.c.config_version == version)
+    with context.db.read() as connection:
+        rows = connection.execute(query.order_by(ca_certificates.c.sha256)).all()
+    newest = max((row.fetched_at for row in rows), default=0)
+    return [row.der for row in rows if row.fetched_at == newest], newest
+
+
+def remember(context: Context, version: int, certs: list[bytes]) -> None:
+    rows = [
+        {
+            "config_version": version,
+            "sha256": hashlib.sha256(der).hexdigest(),
+            "der": der,
+            "fetched_at": now(),
+        }
+        for der in dict.fromkeys(certs)
+    ]
+    with context.db.begin() as connection:
+        mine = ca_certificates.c.config_version == version
+        before = set(connection.execute(sa.select(ca_certificates.c.sha256).where(mine)).scalars())
+        mine_again = ca_certificates.c.sha256.in_([row["sha256"] for row in rows])
+        connection.execute(ca_certificates.delete().where(mine, mine_again))
+        connection.execute(ca_certificates.insert(), rows)
+        if not before >= {row["sha256"] for row in rows}:
+            count = int(Database.meta_in(connection, "trust_version", "0")) + 1
+            Database.put_meta(connection, "trust_version", str(count))
+
+
+def trust_version(context: Context) -> int:
+    """Counts up whenever `ever_known` may have grown."""
+    return int(context.db.meta("trust_version", "0"))
+
+
+def ever_known(context: Context) -> list[bytes]:
+    """CA certificates of this and earlier configurations, newest first, at most MAX_TRUST."""
+    query = (
+        sa.select(ca_certificates.c.der).order_by(ca_certificates.c.config_version.desc()).limit(MAX_TRUST)
+    )
+    with context.db.read() as connection:
+        return list(dict.fromkeys(connection.execute(query).scalars()))

@@ -1,0 +1,67 @@
+"""What the commands of ca-proxy share: their parser, their output, reading files that hold secrets."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from ..codec.http import plain_line
+from ..errors import Error, SettingsError, StorageError
+
+__all__ = ["Output", "Parser", "UsageError", "read_file", "read_password", "when"]
+
+MAX_FILE = 4 << 20
+
+
+class UsageError(Error):
+    """The command line does not say what is needed."""
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(64, f"{self.prog}: error: {message}\n")
+
+
+class Output:
+    """stdout. Foreign text loses its control characters."""
+
+    def line(self, text: str = "") -> None:
+        print("".join(char if char.isprintable() else "?" for char in text))
+
+    def json(self, value: Any) -> None:
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+
+    def table(self, heading: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        clean = [[plain_line(cell, 200) for cell in row] for row in rows]
+        widths = [max(len(row[i]) for row in [list(heading), *clean]) for i in range(len(heading))]
+        for row in [list(heading), *clean]:
+            self.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def when(moment: int | None) -> str:
+    """A time for people, UTC."""
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment)) if moment else "-"
+
+
+def read_file(option: str, path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_FILE:
+            raise SettingsError(option, f"{path} is larger than {MAX_FILE >> 20} MiB")
+        return path.read_bytes()
+    except OSError as err:
+        raise StorageError(f"{option}: cannot read {path}: {err.strerror}") from None
+
+
+def read_password(option: str, path: Path) -> str:
+    """The first line of a file, without its line end."""
+    try:
+        text = read_file(option, path).decode("utf-8")
+    except UnicodeDecodeError:
+        raise SettingsError(option, f"{path} is not UTF-8") from None
+    return text.partition("\n")[0].rstrip("\r")

@@ -1,0 +1,114 @@
+"""What every part of the proxy stands on: its data directory, opened."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import SettingsError, StorageError
+from .database import Database
+from .secrets import Sealer
+
+if TYPE_CHECKING:
+    from .managementca import ManagementCa
+    from .upstream import Upstreams
+
+__all__ = ["Config", "Context", "is_address"]
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """DIR/proxy.toml. Times in seconds."""
+
+    hostnames: tuple[str, ...] = ()
+    listen: str = "0.0.0.0:8443"
+    admin_listen: str = "127.0.0.1:8444"
+    trusted_frontends: tuple[str, ...] = ()
+    threads: int = 32
+    upstream_parallel: int = 8
+    upstream_timeout: int = 30
+    upstream_wait: int = 20
+
+
+_NUMBERS = {
+    "threads": (1, 512),
+    "upstream_parallel": (1, 256),
+    "upstream_timeout": (1, 600),
+    "upstream_wait": (0, 600),
+}
+_LISTS = ("hostnames", "trusted_frontends")
+
+
+def is_address(value: str) -> bool:
+    """Is it HOST:PORT (an IPv6 address in brackets)?"""
+    host, _, port = value.rpartition(":")
+    return bool(host) and port.isascii() and port.isdecimal() and int(port) <= 65_535
+
+
+def _config(path: Path) -> Config:
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise StorageError(
+            f"{path.parent} is no proxy's data directory", hint="run: ca-proxy init --data DIR"
+        ) from None
+    except OSError as err:
+        raise StorageError(f"cannot read {path}: {err.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as err:
+        raise SettingsError(str(path), f"not TOML: {err}") from None
+    values: dict[str, Any] = {}
+    for key, value in found.items():
+        if key in _NUMBERS:
+            low, high = _NUMBERS[key]
+            if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+                raise SettingsError(f"{path}: {key}", f"is not a number from {low} to {high}")
+        elif key in _LISTS:
+            if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+                raise SettingsError(f"{path}: {key}", "is not a list of texts")
+            value = tuple(value)
+        elif key in {"listen", "admin_listen"}:
+            if not isinstance(value, str) or not is_address(value):
+                raise SettingsError(f"{path}: {key}", "is not HOST:PORT")
+        else:
+            raise SettingsError(f"{path}: {key}", "is not a known key")
+        values[key] = value
+    return Config(**values)
+
+
+class Context:
+    """An opened data directory. Cheap to make; the database and keys open when they are used."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.config = _config(data / "proxy.toml")
+
+    @classmethod
+    def open(cls, data: Path) -> Context:
+        """Opened and looked at: the schema must fit."""
+        context = cls(data)
+        context.db.check()
+        return context
+
+    @cached_property
+    def db(self) -> Database:
+        return Database.sqlite(self.data / "proxy.db")
+
+    @cached_property
+    def sealer(self) -> Sealer:
+        return Sealer.open(self.data / "master.key")
+
+    @cached_property
+    def management_ca(self) -> ManagementCa:
+        from .managementca import ManagementCa
+
+        return ManagementCa(self.db, self.sealer)
+
+    @cached_property
+    def upstreams(self) -> Upstreams:
+        """The one holder of upstream connections in this process."""
+        from .upstream import Upstreams
+
+        return Upstreams(self)

@@ -1,0 +1,434 @@
+"""Devices: how they become known, what is known of them, and their management certificates."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import csv
+import hashlib
+import io
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from .. import crypto
+from ..codec import pkcs10
+from ..errors import Error, RemoteProtocolError, SettingsError
+from ..model import DeviceFacts, check_dns_name, check_ip, check_text, check_unit_id
+from .context import Context
+from .database import now
+from .schema import assignments, devices, management_certificates, tokens
+
+__all__ = [
+    "Device",
+    "Token",
+    "add",
+    "by_certificate",
+    "check_directory",
+    "get",
+    "import_csv",
+    "listing",
+    "new_token",
+    "register",
+    "remove",
+    "renew_identity",
+    "report",
+]
+
+TOKEN_BYTES = 32
+TOKEN_SECONDS = 7 * 86_400
+TOKEN_REPEAT = 600  # seconds in which a used token answers the same key again: the first answer was lost
+MAX_IPS = 64
+MAX_IMPORT = 100_000
+MANAGEMENT_KEYS = {
+    "rsa_2048", "rsa_3072", "rsa_4096", "rsa_8192",
+    "ec_prime256v1", "ec_secp384r1", "ec_secp521r1", "ecdsa_ed25519", "ed448",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A registration token; it is shown once and stored as its SHA-256."""
+
+    unit_id: str
+    token: str = field(repr=False)
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    unit_id: str
+    directory: str
+    hostname: str
+    hostname_fixed: bool
+    ips: tuple[str, ...]
+    state: str
+    created: int
+    registered_at: int | None
+    last_seen: int | None
+
+    @property
+    def facts(self) -> DeviceFacts:
+        return DeviceFacts(self.hostname, self.unit_id, self.ips)
+
+
+def _device(row: Any) -> Device:
+    return Device(
+        row.unit_id,
+        row.directory,
+        row.hostname,
+        row.hostname_fixed,
+        tuple(json.loads(row.ips)),
+        row.state,
+        row.created,
+        row.registered_at,
+        row.last_seen,
+    )
+
+
+# ---- for administrators -------------------------------------------------------------------------
+
+
+def check_directory(path: str) -> str:
+    """A directory of devices: "/A/B" without a slash at its end; "/" is the root."""
+    parts = path.split("/")
+    if not path.startswith("/") or len(path) > 512:
+        raise SettingsError("--directory", f"{path[:80]!r} does not begin with a slash, as /A/B does")
+    check_text("--directory", path, 512)
+    names = [part for part in parts[1:] if part]
+    if len(names) != len(parts[1:]) - path.endswith("/") or any(
+        name.strip() in {"", ".", ".."} for name in names
+    ):
+        raise SettingsError("--directory", f"{path!r} is not a directory of the form /A/B")
+    return "/" + "/".join(names)
+
+
+def add(context: Context, unit_id: str, directory: str = "/", hostname: str = "") -> Token:
+    """Makes a device known; it registers with the token that is returned."""
+    with context.db.begin() as connection:
+        token = _add(connection, unit_id, directory, hostname)
+        context.db.record(connection, "ca-proxy", "device add", f"{unit_id} in {directory}")
+    return token
+
+
+def _add(connection: sa.Connection, unit_id: str, directory: str, hostname: str) -> Token:
+    check_unit_id("--unit-id", unit_id)
+    directory = check_directory(directory)
+    if hostname:
+        _check_hostname("--hostname", hostname)
+        if owner := _owner_of(connection, hostname, unit_id):
+            raise SettingsError("--hostname", f"{hostname} is the host name of device {owner}")
+    row = {
+        "unit_id": unit_id,
+        "directory": directory,
+        "hostname": hostname,
+        "hostname_fixed": bool(hostname),
+        "ips": "[]",
+        "state": "added",
+        "report": "{}",
+        "created": now(),
+    }
+    if _find(connection, unit_id):
+        raise SettingsError(
+            "--unit-id",
+            f"{unit_id} is known already",
+            hint=f"for a new registration token: ca-proxy device token --unit-id {unit_id}",
+        )
+    connection.execute(devices.insert().values(row))
+    return _token(connection, unit_id)
+
+
+def _token(connection: sa.Connection, unit_id: str) -> Token:
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    expires = now() + TOKEN_SECONDS
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    connection.execute(tokens.insert().values(token_sha256=digest, unit_id=unit_id, expires=expires))
+    return Token(unit_id, token, expires)
+
+
+def new_token(context: Context, unit_id: str) -> Token:
+    """A token for a device that is known: it lost its management identity. Older unused ones end."""
+    with context.db.begin() as connection:
+        _must_find(connection, unit_id)
+        connection.execute(tokens.delete().where(tokens.c.unit_id == unit_id, tokens.c.used_at.is_(None)))
+        context.db.record(connection, "ca-proxy", "device token", unit_id)
+        return _token(connection, unit_id)
+
+
+def remove(context: Context, unit_id: str) -> None:
+    """Forgets a device: its management certificates are worth nothing from the next request on."""
+    with context.db.begin() as connection:
+        _must_find(connection, unit_id)
+        connection.execute(
+            assignments.delete().where(assignments.c.kind == "device", assignments.c.target == unit_id)
+        )
+        connection.execute(devices.delete().where(devices.c.unit_id == unit_id))
+        context.db.record(connection, "ca-proxy", "device remove", unit_id)
+
+
+def listing(context: Context) -> list[Device]:
+    with context.db.read() as connection:
+        rows = connection.execute(sa.select(devices).order_by(devices.c.directory, devices.c.unit_id))
+        return [_device(row) for row in rows]
+
+
+def get(context: Context, unit_id: str) -> Device | None:
+    with context.db.read() as connection:
+        return _find(connection, unit_id)
+
+
+def import_csv(context: Context, text: str) -> list[Token]:
+    """Devices from CSV with the columns unit_id, directory, hostname (the last two may be missing).
+
+    All or none: an error names its line.
+    """
+    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), strict=True, delimiter=_delimiter(text))
+    columns = [name.strip().lower() for name in reader.fieldnames or ()]
+    if "unit_id" not in columns or not set(columns) <= {"unit_id", "directory", "hostname"}:
+        raise SettingsError("line 1", "is not the heading unit_id,directory,hostname")
+    reader.fieldnames = columns
+    made = []
+    with context.db.begin() as connection:
+        try:
+            for row in reader:
+                if None in row:
+                    raise SettingsError("", "has more fields than the heading")
+                made.append(
+                    _add(
+                        connection,
+                        (row["unit_id"] or "").strip(),
+                        (row.get("directory") or "/").strip(),
+                        (row.get("hostname") or "").strip(),
+                    )
+                )
+                if len(made) > MAX_IMPORT:
+                    raise SettingsError("", f"more than {MAX_IMPORT} devices at once")
+        except SettingsError as err:
+            raise SettingsError(
+                f"line {reader.line_num}", str(err).removeprefix("--"), hint=err.hint
+            ) from None
+        except csv.Error as err:
+            raise SettingsError(f"line {reader.line_num}", f"is not CSV: {err}") from None
+        context.db.record(connection, "ca-proxy", "device import", f"{len(made)} devices")
+    return made
+
+
+def _delimiter(text: str) -> str:
+    head = text.partition("\n")[0]
+    return ";" if ";" in head and "," not in head else ","
+
+
+def _find(connection: sa.Connection, unit_id: str) -> Device | None:
+    row = connection.execute(sa.select(devices).where(devices.c.unit_id == unit_id)).one_or_none()
+    return _device(row) if row else None
+
+
+def _must_find(connection: sa.Connection, unit_id: str) -> Device:
+    found = _find(connection, unit_id)
+    if found is None:
+        raise SettingsError("--unit-id", f"no device {unit_id[:80]!r} is known", hint="ca-proxy device list")
+    return found
+
+
+# ---- for devices --------------------------------------------------------------------------------
+
+
+def by_certificate(context: Context, certificate: bytes) -> Device | None:
+    """The device of a management certificate, looked up anew each time: a removed device has none."""
+    digest = hashlib.sha256(certificate).hexdigest()
+    query = (
+        sa.select(devices)
+        .join(management_certificates, management_certificates.c.unit_id == devices.c.unit_id)
+        .where(management_certificates.c.sha256 == digest)
+    )
+    with context.db.read() as connection:
+        row = connection.execute(query).one_or_none()
+    return _device(row) if row else None
+
+
+def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A one-time token and a CSR become a management certificate."""
+    token, unit_id = _text(body, "token", 200), _text(body, "unit_id", 64)
+    csr = _management_csr(body, unit_id)
+    spki = hashlib.sha256(csr.spki).hexdigest()
+    with context.db.begin() as connection:
+        _spend(connection, token, unit_id, spki)
+        # whoever holds an older identity of this device is no longer it
+        connection.execute(
+            management_certificates.delete().where(
+                management_certificates.c.unit_id == unit_id, management_certificates.c.spki_sha256 != spki
+            )
+        )
+        answer = _issue(context, connection, unit_id, csr.spki)
+        moment = now()
+        connection.execute(
+            devices.update()
+            .where(devices.c.unit_id == unit_id)
+            .values(state="registered", registered_at=moment, last_seen=moment)
+        )
+        context.db.record(connection, unit_id, "register", f"management certificate {answer['serial']}")
+        # a host name that another device has is no reason to stay unknown: the report says it again
+        try:
+            _note_facts(connection, unit_id, body)
+        except RemoteProtocolError as err:
+            context.db.record(connection, unit_id, "register", str(err))
+    return answer
+
+
+def renew_identity(context: Context, device: Device, body: Mapping[str, Any]) -> dict[str, Any]:
+    """A new management certificate for a device that proves to be itself by the old one."""
+    if body.get("unit_id") not in {None, device.unit_id}:
+        raise RemoteProtocolError("the certificate is of another unit ID", status_hint=403)
+    csr = _management_csr(body, device.unit_id)
+    with context.db.begin() as connection:
+        answer = _issue(context, connection, device.unit_id, csr.spki)
+        context.db.record(
+            connection, device.unit_id, "renew identity", f"management certificate {answer['serial']}"
+        )
+    return answer
+
+
+def report(context: Context, device: Device, body: Mapping[str, Any]) -> None:
+    """What the device says of itself. A host name that another device has is refused (409)."""
+    certs = body.get("certs")
+    with context.db.begin() as connection:
+        _note_facts(connection, device.unit_id, body)
+        values: dict[str, Any] = {"last_seen": now()}
+        if certs is not None:
+            values["report"] = json.dumps({"certs": _report(certs)})
+        connection.execute(devices.update().where(devices.c.unit_id == device.unit_id).values(values))
+
+
+def _report(certs: object) -> list[dict[str, Any]]:
+    if not isinstance(certs, list) or len(certs) > 200 or not all(isinstance(entry, dict) for entry in certs):
+        raise RemoteProtocolError("certs is not a list of at most 200 objects")
+    known = ("friendly_name", "state", "serial", "error")
+    found = []
+    for entry in certs:
+        row: dict[str, Any] = {key: str(entry.get(key) or "")[:500] for key in known}
+        end = entry.get("not_after")
+        row["not_after"] = end if isinstance(end, int) else None
+        found.append(row)
+    return found
+
+
+def _note_facts(connection: sa.Connection, unit_id: str, body: Mapping[str, Any]) -> None:
+    """Host name and addresses, from which subject and names of certificates are completed."""
+    device = _find(connection, unit_id)
+    if device is None:
+        raise RemoteProtocolError("this device is not known", status_hint=403)
+    values: dict[str, Any] = {}
+    hostname = body.get("hostname")
+    if hostname and not device.hostname_fixed and hostname != device.hostname:
+        try:
+            _check_hostname("hostname", hostname)
+        except SettingsError as err:
+            raise RemoteProtocolError(str(err)) from None
+        if owner := _owner_of(connection, hostname, unit_id):
+            raise RemoteProtocolError(
+                f"the host name {hostname} belongs to device {owner}; each device needs its own",
+                status_hint=409,
+            )
+        values["hostname"] = hostname
+    ips = body.get("ips")
+    if ips is not None:
+        if not isinstance(ips, list) or len(ips) > MAX_IPS:
+            raise RemoteProtocolError(f"ips is not a list of at most {MAX_IPS} addresses")
+        try:
+            values["ips"] = json.dumps([check_ip("ips", str(ip)) for ip in ips])
+        except SettingsError as err:
+            raise RemoteProtocolError(str(err)) from None
+    if values:
+        connection.execute(devices.update().where(devices.c.unit_id == unit_id).values(values))
+
+
+def _check_hostname(path: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise SettingsError(path, "is not text")
+    check_dns_name(path, value)
+    if value != value.strip() or len(value) > 64:  # it becomes a common name
+        raise SettingsError(path, "is not a host name of at most 64 characters")
+
+
+def _owner_of(connection: sa.Connection, hostname: str, unit_id: str) -> str | None:
+    query = sa.select(devices.c.unit_id).where(
+        sa.func.lower(devices.c.hostname) == hostname.lower(), devices.c.unit_id != unit_id
+    )
+    return connection.execute(query.limit(1)).scalar()
+
+
+def _text(body: Mapping[str, Any], key: str, limit: int) -> str:
+    value = body.get(key)
+    if not isinstance(value, str) or not 0 < len(value) <= limit:
+        raise RemoteProtocolError(f"{key} is missing or not a text of at most {limit} characters")
+    return value
+
+
+def _management_csr(body: Mapping[str, Any], unit_id: str) -> pkcs10.CertificationRequest:
+    try:
+        data = base64.b64decode(_text(body, "csr", 90_000), validate=True)
+    except (binascii.Error, ValueError):
+        raise RemoteProtocolError("csr is not base64") from None
+    csr = pkcs10.parse(data)
+    if csr.cn != unit_id:
+        raise RemoteProtocolError("the common name of the request is not the unit ID")
+    if csr.key_type not in MANAGEMENT_KEYS:
+        raise RemoteProtocolError(f"a key of type {csr.key_type} cannot be used for the management identity")
+    return csr
+
+
+def _spend(connection: sa.Connection, token: str, unit_id: str, spki: str) -> None:
+    """Marks the token used, or says why it does not count (401)."""
+    digest = hashlib.sha256(token.encode()).hexdigest()
+    row = connection.execute(sa.select(tokens).where(tokens.c.token_sha256 == digest)).one_or_none()
+    if row is None:
+        raise _not_counted("this registration token is not known")
+    if row.unit_id != unit_id:
+        raise _not_counted("this registration token is for another device")
+    moment = now()
+    if row.used_at is not None:
+        again = row.used_spki_sha256 == spki and moment - row.used_at <= TOKEN_REPEAT
+        if again:
+            return
+        raise _not_counted("this registration token was used already")
+    if moment >= row.expires:
+        raise _not_counted("this registration token has expired")
+    connection.execute(
+        tokens.update().where(tokens.c.token_sha256 == digest).values(used_at=moment, used_spki_sha256=spki)
+    )
+
+
+def _not_counted(text: str) -> Error:
+    return RemoteProtocolError(
+        f"{text}; an administrator makes a new one with `ca-proxy device token`", status_hint=401
+    )
+
+
+def _issue(context: Context, connection: sa.Connection, unit_id: str, spki: bytes) -> dict[str, Any]:
+    ca = context.management_ca
+    cert = crypto.parse_certificate(ca.issue_device(spki, unit_id))
+    try:
+        connection.execute(
+            management_certificates.insert().values(
+                sha256=cert.sha256.hex(),
+                unit_id=unit_id,
+                serial=cert.serial_hex,
+                not_before=cert.not_before,
+                not_after=cert.not_after,
+                spki_sha256=cert.spki_sha256.hex(),
+                certificate=cert.der,
+            )
+        )
+    except IntegrityError:
+        raise RemoteProtocolError("this device is not known", status_hint=403) from None
+    connection.execute(
+        management_certificates.delete().where(
+            management_certificates.c.unit_id == unit_id, management_certificates.c.not_after < now()
+        )
+    )
+    return {"certificate": cert.pem(), "ca": ca.pem, "not_after": cert.not_after, "serial": cert.serial_hex}

@@ -1,0 +1,181 @@
+"""The record of enrollments: who asked for what, what came of it. One row for each request of a device."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.exc import IntegrityError
+
+from .. import crypto
+from ..codec import pkcs10
+from .context import Context
+from .database import now
+from .schema import devices, enrollments
+
+__all__ = ["Ask", "claim", "finish", "listing", "owner_of", "refuse"]
+
+STALE = 180  # seconds after which a request that nobody finished is taken over
+RENEWABLE = (
+    3  # at /simplereenroll the same CSR gets a new certificate in the last third of the old one's life
+)
+KEPT_REFUSALS = 50  # of each device: whoever asks for nonsense does not fill the disk
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A device's request. operation: "simpleenroll" or "simplereenroll"."""
+
+    unit_id: str
+    friendly_name: str
+    csr: pkcs10.CertificationRequest
+    operation: str
+
+    @property
+    def _digest(self) -> str:
+        return hashlib.sha256(self.csr.der).hexdigest()
+
+    @property
+    def where(self) -> sa.ColumnElement[bool]:
+        return sa.and_(enrollments.c.unit_id == self.unit_id, enrollments.c.csr_sha256 == self._digest)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {
+            "unit_id": self.unit_id,
+            "csr_sha256": self._digest,
+            "subject": self.csr.subject_text,
+            "warnings": "",
+            "created": now(),
+        }
+
+
+def claim(context: Context, ask: Ask, version: int) -> Any | None:
+    """None: the request is ours to carry to the CA. A row: it is answered, pending or under way."""
+    fresh = {
+        "friendly_name": ask.friendly_name,
+        "operation": ask.operation,
+        "state": "running",
+        "config_version": version,
+        "reason": "",
+        "updated": now(),
+    }
+    while True:
+        try:
+            with context.db.begin() as connection:
+                row = connection.execute(sa.select(enrollments).where(ask.where)).one_or_none()
+                if row is not None and _stands(row, ask.operation, version):
+                    return row
+                if row is not None:
+                    connection.execute(enrollments.update().where(ask.where).values(fresh))
+                else:
+                    connection.execute(enrollments.insert().values(**ask.identity, **fresh))
+                return None
+        except IntegrityError:
+            continue  # somebody else inserted it meanwhile: look again
+
+
+def _stands(row: Any, operation: str, version: int) -> bool:
+    """Is what is recorded still the answer?"""
+    moment = now()
+    if row.state == "running":
+        return bool(row.updated > moment - STALE)
+    if row.config_version != version:
+        return False
+    if row.state == "pending":
+        return bool(row.retry_at > moment)
+    if row.state != "issued" or row.not_after <= moment:
+        return False
+    left, life = row.not_after - moment, row.not_after - row.not_before
+    return operation != "simplereenroll" or left * RENEWABLE > life
+
+
+def finish(
+    context: Context,
+    ask: Ask,
+    state: str,
+    reason: str = "",
+    *,
+    cert: crypto.Certificate | None = None,
+    warnings: list[str] | None = None,
+    retry_at: int | None = None,
+) -> None:
+    """What came of a claimed request."""
+    values: dict[str, Any] = {
+        "state": state,
+        "reason": reason[:1000],
+        "warnings": "\n".join(warnings or ()),
+        "retry_at": retry_at,
+        "updated": now(),
+    }
+    if cert is not None:
+        values.update(
+            serial=cert.serial_hex,
+            not_before=cert.not_before,
+            not_after=cert.not_after,
+            certificate=cert.der,
+            certificate_sha256=cert.sha256.hex(),
+        )
+    with context.db.begin() as connection:
+        connection.execute(enrollments.update().where(ask.where).values(values))
+        if state in {"refused", "failed"}:
+            _prune(connection, ask.unit_id)
+
+
+def refuse(context: Context, ask: Ask, state: str, reason: str) -> None:
+    """Records a request that never reached the CA."""
+    values = {
+        "friendly_name": ask.friendly_name,
+        "operation": ask.operation,
+        "state": state,
+        "config_version": 0,
+        "reason": reason[:1000],
+        "updated": now(),
+    }
+    with context.db.begin() as connection:
+        row = connection.execute(sa.select(enrollments.c.state).where(ask.where)).one_or_none()
+        if row is None:
+            connection.execute(enrollments.insert().values(**ask.identity, **values))
+        elif row.state not in {"issued", "running", "pending"}:
+            connection.execute(enrollments.update().where(ask.where).values(values))
+        _prune(connection, ask.unit_id)
+
+
+def _prune(connection: sa.Connection, unit_id: str) -> None:
+    mine = sa.and_(
+        enrollments.c.unit_id == unit_id,
+        enrollments.c.state.in_(("refused", "failed")),
+        enrollments.c.certificate.is_(None),
+    )
+    kept = (
+        sa.select(enrollments.c.id)
+        .where(mine)
+        .order_by(enrollments.c.updated.desc(), enrollments.c.id.desc())
+        .limit(KEPT_REFUSALS)
+    )
+    connection.execute(enrollments.delete().where(mine, enrollments.c.id.not_in(kept)))
+
+
+def owner_of(context: Context, certificate: bytes) -> str | None:
+    """The unit ID of the device, still known, that got this certificate."""
+    digest = hashlib.sha256(certificate).hexdigest()
+    query = (
+        sa.select(enrollments.c.unit_id)
+        .join(devices, devices.c.unit_id == enrollments.c.unit_id)
+        .where(enrollments.c.certificate_sha256 == digest)
+    )
+    with context.db.read() as connection:
+        return connection.execute(query.limit(1)).scalar()
+
+
+def listing(context: Context, *, unit_id: str = "", limit: int = 1000) -> list[Any]:
+    """The newest first."""
+    query = (
+        sa.select(enrollments).order_by(enrollments.c.updated.desc(), enrollments.c.id.desc()).limit(limit)
+    )
+    if unit_id:
+        query = query.where(enrollments.c.unit_id == unit_id)
+    with context.db.read() as connection:
+        return list(connection.execute(query).all())

@@ -1,0 +1,109 @@
+"""Who is asking: the TLS client certificate, from the connection or from a front end that is trusted.
+
+TLS (ours or the front end's) has proven that the client holds the key. Whether the certificate still counts
+is looked up with every request.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import ipaddress
+from collections.abc import Mapping
+from typing import Any
+
+from .. import crypto
+from ..errors import CryptoError, RemoteProtocolError
+from . import devices, enrollments
+from .context import Context
+from .database import now
+from .devices import Device
+
+__all__ = ["Client", "client_of"]
+
+
+class Client:
+    """certificate: DER, or None for an anonymous client."""
+
+    __slots__ = ("_context", "certificate")
+
+    def __init__(self, context: Context, certificate: bytes | None) -> None:
+        self._context = context
+        self.certificate = certificate
+
+    def device(self) -> Device:
+        """The device by its management certificate; RemoteProtocolError 401 or 403."""
+        if self.certificate is None:
+            raise RemoteProtocolError(
+                "a management certificate is needed: register this device", status_hint=401
+            )
+        found = devices.by_certificate(self._context, self.certificate)
+        if found is None:
+            raise RemoteProtocolError(
+                "this device is not known to the proxy: it was removed, or registered anew", status_hint=403
+            )
+        return found
+
+    def renewing_device(self) -> tuple[Device, crypto.Certificate | None]:
+        """The device by its management certificate, or by the certificate that it renews, which is then given."""
+        if self.certificate is None:
+            return self.device(), None
+        if (owner := enrollments.owner_of(self._context, self.certificate)) is None:
+            return self.device(), None
+        found = devices.get(self._context, owner)
+        if found is None:
+            return self.device(), None
+        return found, crypto.parse_certificate(self.certificate)
+
+
+def client_of(context: Context, environ: Mapping[str, Any]) -> Client:
+    """The client of a request; RemoteProtocolError for a header that cannot be read or a certificate out of date."""
+    if _is_frontend(context, str(environ.get("REMOTE_ADDR", ""))):
+        certificate = _from_header(str(environ.get("HTTP_CLIENT_CERT", "")))
+    else:
+        certificate = _from_socket(environ.get("gunicorn.socket"))
+    if certificate is not None:
+        _check_dates(certificate)
+    return Client(context, certificate)
+
+
+def _is_frontend(context: Context, address: str) -> bool:
+    if not context.config.trusted_frontends:
+        return False
+    try:
+        remote = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return False
+    if isinstance(remote, ipaddress.IPv6Address) and remote.ipv4_mapped:
+        remote = remote.ipv4_mapped
+    return any(remote in ipaddress.ip_network(net, strict=False) for net in context.config.trusted_frontends)
+
+
+def _from_header(value: str) -> bytes | None:
+    """RFC 9440 2.1: a Byte Sequence of RFC 8941, base64 between colons."""
+    text = value.strip()
+    if not text:
+        return None
+    if len(text) > 16_384 or len(text) < 2 or text[0] != ":" or text[-1] != ":":
+        raise RemoteProtocolError("the Client-Cert header of the front end is not a byte sequence (RFC 9440)")
+    try:
+        return base64.b64decode(text[1:-1], validate=True)
+    except (binascii.Error, ValueError):
+        raise RemoteProtocolError("the Client-Cert header of the front end is not base64") from None
+
+
+def _from_socket(connection: Any) -> bytes | None:
+    if not hasattr(connection, "getpeercert"):
+        return None
+    found = connection.getpeercert(True)
+    return bytes(found) if found else None
+
+
+def _check_dates(certificate: bytes) -> None:
+    try:
+        cert = crypto.parse_certificate(certificate)
+    except CryptoError:
+        raise RemoteProtocolError("the client certificate cannot be read", status_hint=401) from None
+    moment = now()
+    if not cert.not_before <= moment <= cert.not_after:
+        raise RemoteProtocolError("the client certificate is not valid at this time", status_hint=401)

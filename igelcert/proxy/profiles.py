@@ -1,0 +1,192 @@
+"""Profiles: settings documents, kept sealed, and which devices they are assigned to."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+
+from ..codec.est import OPERATIONS
+from ..errors import SettingsError
+from ..model import check_text
+from ..settings import MAX_CERTS, CertSettings, load_json, parse_document
+from .context import Context
+from .database import now
+from .devices import Device, check_directory
+from .schema import assignments, devices, profiles
+
+__all__ = [
+    "Effective",
+    "Profile",
+    "assign",
+    "effective",
+    "listing",
+    "remove",
+    "store",
+    "unassign",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """A profile for lists: certificates as (friendly name, key type), assignments as (kind, target)."""
+
+    name: str
+    certs: tuple[tuple[str, str], ...]
+    assigned: tuple[tuple[str, str], ...]
+    updated: int
+
+
+@dataclass(frozen=True, slots=True)
+class Effective:
+    """What one device gets. document: as pushed; it holds secrets. certs: the same, parsed."""
+
+    document: dict[str, Any]
+    certs: tuple[CertSettings, ...]
+    etag: str
+
+
+def check_name(name: str) -> str:
+    if not name or name != name.strip():
+        raise SettingsError("profile", "its name is empty, or begins or ends with a blank")
+    return check_text("profile", name, 128)
+
+
+def store(context: Context, name: str, text: bytes) -> tuple[str, ...]:
+    """Checks a document and keeps it under that name, in place of an older one. Returns warnings."""
+    check_name(name)
+    document = load_json(text)
+    settings = parse_document(document)
+    for index, cert in enumerate(settings.certs):
+        if cert.friendly_name in OPERATIONS:
+            raise SettingsError(
+                f"certs[{index}].friendly_name",
+                f"{cert.friendly_name!r} is the name of an EST operation and cannot stand in a URL",
+            )
+    sealed = context.sealer.seal(json.dumps(document).encode(), _place(name))
+    with context.db.begin() as connection:
+        changed = connection.execute(
+            profiles.update().where(profiles.c.name == name).values(sealed=sealed, updated=now())
+        ).rowcount
+        if not changed:
+            connection.execute(profiles.insert().values(name=name, sealed=sealed, updated=now()))
+        context.db.record(connection, "ca-proxy", "profile set", name)
+    return settings.warnings
+
+
+def remove(context: Context, name: str) -> None:
+    """Removes a profile and its assignments. Devices then remove its certificates."""
+    with context.db.begin() as connection:
+        if not connection.execute(profiles.delete().where(profiles.c.name == name)).rowcount:
+            raise _unknown(name)
+        context.db.record(connection, "ca-proxy", "profile remove", name)
+
+
+def assign(context: Context, name: str, *, device: str = "", directory: str = "") -> None:
+    """To one device or to all devices in and below a directory."""
+    kind, target = ("device", device) if device else ("directory", check_directory(directory))
+    row = {"profile": name, "kind": kind, "target": target}
+    with context.db.begin() as connection:
+        if not connection.execute(sa.select(profiles.c.name).where(profiles.c.name == name)).scalar():
+            raise _unknown(name)
+        known = sa.select(devices.c.unit_id).where(devices.c.unit_id == device)
+        if device and not connection.execute(known).scalar():
+            raise SettingsError(
+                "--device", f"no device {device[:80]!r} is known", hint="ca-proxy device list"
+            )
+        connection.execute(assignments.delete().where(*(assignments.c[key] == row[key] for key in row)))
+        connection.execute(assignments.insert().values(row))
+        context.db.record(connection, "ca-proxy", "profile assign", f"{name} to {kind} {target}")
+
+
+def unassign(context: Context, name: str, *, device: str = "", directory: str = "") -> None:
+    kind, target = ("device", device) if device else ("directory", check_directory(directory))
+    row = {"profile": name, "kind": kind, "target": target}
+    with context.db.begin() as connection:
+        done = connection.execute(
+            assignments.delete().where(*(assignments.c[key] == row[key] for key in row))
+        )
+        if not done.rowcount:
+            raise SettingsError(
+                "profile", f"{name!r} is not assigned to {kind} {target}", hint="ca-proxy profile list"
+            )
+        context.db.record(connection, "ca-proxy", "profile unassign", f"{name} from {kind} {target}")
+
+
+def listing(context: Context) -> list[Profile]:
+    with context.db.read() as connection:
+        rows = connection.execute(sa.select(profiles).order_by(profiles.c.name)).all()
+        links = connection.execute(sa.select(assignments).order_by(assignments.c.target)).all()
+    found = []
+    for row in rows:
+        certs = parse_document(_open(context, row.name, row.sealed)).certs
+        found.append(
+            Profile(
+                row.name,
+                tuple((cert.friendly_name, cert.key.type) for cert in certs),
+                tuple((link.kind, link.target) for link in links if link.profile == row.name),
+                row.updated,
+            )
+        )
+    return found
+
+
+def effective(context: Context, device: Device) -> Effective:
+    """The documents assigned to the device as one: its own first, then those of its directories upwards.
+
+    Of equal friendly names the first one stands.
+    """
+    documents = [_open(context, name, sealed) for name, sealed in _assigned(context, device)]
+    certs: dict[str, tuple[Any, CertSettings]] = {}
+    for document in documents:
+        entries = document.get("certs", [])
+        for entry in entries:
+            parsed = parse_document({"certs": [entry]}).certs[0]
+            if len(certs) < MAX_CERTS:
+                certs.setdefault(parsed.friendly_name, (entry, parsed))
+    shown = next(
+        (doc["show_user_notifications"] for doc in documents if "show_user_notifications" in doc), True
+    )
+    merged = {"show_user_notifications": shown, "certs": [entry for entry, _ in certs.values()]}
+    # keyed: the tag is no way to guess at passwords
+    mark = hmac.new(context.sealer.derive("settings etag"), json.dumps(merged).encode(), hashlib.sha256)
+    return Effective(merged, tuple(parsed for _, parsed in certs.values()), f'"{mark.hexdigest()[:32]}"')
+
+
+def _assigned(context: Context, device: Device) -> list[tuple[str, bytes]]:
+    parts = [part for part in device.directory.split("/") if part]
+    above = ["/" + "/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
+    query = (
+        sa.select(assignments.c.kind, assignments.c.target, profiles.c.name, profiles.c.sealed)
+        .join(profiles, profiles.c.name == assignments.c.profile)
+        .where(
+            sa.or_(
+                sa.and_(assignments.c.kind == "device", assignments.c.target == device.unit_id),
+                sa.and_(assignments.c.kind == "directory", assignments.c.target.in_(above)),
+            )
+        )
+    )
+    with context.db.read() as connection:
+        rows = connection.execute(query).all()
+    rank = {target: index for index, target in enumerate(above)}
+    ordered = sorted(rows, key=lambda row: (-1 if row.kind == "device" else rank[row.target], row.name))
+    found: dict[str, bytes] = {}
+    for row in ordered:  # assigned twice, it counts where it counts most
+        found.setdefault(row.name, row.sealed)
+    return list(found.items())
+
+
+def _open(context: Context, name: str, sealed: bytes) -> Any:
+    return json.loads(context.sealer.unseal(sealed, _place(name)))
+
+
+def _place(name: str) -> str:
+    return f"profiles/{name}"
+
+
+def _unknown(name: str) -> SettingsError:
+    return SettingsError("profile", f"there is no profile {name[:80]!r}", hint="ca-proxy profile list")

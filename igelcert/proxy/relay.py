@@ -1,0 +1,167 @@
+"""From a CSR that policy allows to a certificate: asked once, recorded before it is answered.
+
+The same request again gets the same certificate, so a device that lost the answer, or its power, costs no
+second one. Requests that arrive twice at a time are one: the second waits for the first.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import time
+from dataclasses import dataclass
+
+from .. import crypto
+from ..codec import pkcs10
+from ..errors import CheckError, CryptoError, Error, RemoteProtocolError, TransportError
+from ..model import Issued, Outcome, Pending, Refused
+from . import cacerts
+from . import enrollments as records
+from .context import Context
+from .database import now
+from .upstream import Upstream
+
+__all__ = ["Answer", "relay"]
+
+log = logging.getLogger("igelcert.proxy")
+
+JOIN_SECONDS = 15.0  # how long a second request waits for the first
+JOIN_STEP = 0.2
+BUSY_RETRY = 30
+DOWN_RETRY = 60
+CLOCK_SKEW = 300
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """status 200 with a certificate (DER), or another status with a sentence; retry_after in seconds."""
+
+    status: int
+    text: str = ""
+    certificate: bytes | None = None
+    retry_after: int | None = None
+
+
+def relay(
+    context: Context, unit_id: str, friendly_name: str, csr: pkcs10.CertificationRequest, operation: str
+) -> Answer:
+    """The answer to a request that policy allowed."""
+    ask = records.Ask(unit_id, friendly_name, csr, operation)
+    deadline = time.monotonic() + JOIN_SECONDS
+    try:
+        upstream = context.upstreams.current()
+    except Error as err:
+        # no CA, or one whose keystore no longer opens: nothing that the device could mend
+        log.error("the CA cannot be used: %s", err)
+        records.refuse(context, ask, "failed", str(err))
+        return Answer(503, f"the proxy cannot use its CA: {err}", retry_after=DOWN_RETRY)
+    while (row := records.claim(context, ask, upstream.config.version)) is not None:
+        if row.state == "issued":
+            return Answer(200, certificate=row.certificate)
+        if row.state == "pending":
+            return Answer(202, row.reason, retry_after=max(1, row.retry_at - now()))
+        if time.monotonic() >= deadline:
+            return Answer(202, "this very request is under way", retry_after=2)
+        time.sleep(JOIN_STEP)
+    try:
+        return _ask(context, upstream, ask)
+    except BaseException:
+        with contextlib.suppress(Error):
+            records.finish(context, ask, "failed", "the proxy was interrupted")
+        raise
+
+
+def _ask(context: Context, upstream: Upstream, ask: records.Ask) -> Answer:
+    try:
+        with context.upstreams.slot():
+            outcome = upstream.enroll(ask.csr.der)
+            if isinstance(outcome, Issued):
+                cert, warnings = _checked(context, upstream, outcome, ask.csr)
+    except TransportError as err:
+        busy = err.link == "busy"
+        records.finish(context, ask, "failed", str(err))
+        log.warning("%s: the CA cannot be asked: %s", ask.unit_id, err)
+        retry = BUSY_RETRY if busy else DOWN_RETRY
+        return Answer(503, f"the CA cannot be asked now: {err}", retry_after=retry)
+    except (RemoteProtocolError, CheckError, CryptoError) as err:
+        records.finish(context, ask, "failed", str(err))
+        log.warning("%s: the CA's answer is not usable: %s", ask.unit_id, err)
+        return Answer(502, f"the CA's answer is not usable: {err}")
+    if isinstance(outcome, Issued):
+        records.finish(context, ask, "issued", "", cert=cert, warnings=warnings)
+        for warning in warnings:
+            log.warning("%s: %s", ask.unit_id, warning)
+        log.info("%s: certificate %s issued for %s", ask.unit_id, cert.serial_hex, cert.subject_text)
+        return Answer(200, certificate=cert.der)
+    return _other(context, ask, outcome)
+
+
+def _other(context: Context, ask: records.Ask, outcome: Outcome) -> Answer:
+    if isinstance(outcome, Pending):
+        text = f"the CA has not decided yet{': ' + outcome.reason if outcome.reason else ''}"
+        records.finish(context, ask, "pending", text, retry_at=now() + outcome.retry_after)
+        return Answer(202, text, retry_after=outcome.retry_after)
+    assert isinstance(outcome, Refused)
+    text = f"the CA refused ({outcome.status}): {outcome.reason}"
+    records.finish(context, ask, "refused", text)
+    log.warning("%s: %s", ask.unit_id, text)
+    if outcome.status == 429 or outcome.status >= 500:
+        return Answer(503, text, retry_after=outcome.retry_after or DOWN_RETRY)
+    if outcome.status in {401, 407} or 300 <= outcome.status < 400:
+        return Answer(502, text)  # between the proxy and its CA; the device did nothing wrong
+    return Answer(403, text)
+
+
+# ---- the CA's answer ----------------------------------------------------------------------------
+
+
+def _checked(
+    context: Context, upstream: Upstream, outcome: Issued, csr: pkcs10.CertificationRequest
+) -> tuple[crypto.Certificate, list[str]]:
+    """The certificate for this request's key, verified; CheckError says what is wrong with it."""
+    certs = [crypto.parse_certificate(der) for der in outcome.certificates]
+    mine = [cert for cert in certs if cert.spki == csr.spki]
+    if not mine:
+        raise CheckError("it holds no certificate for the key of the request")
+    cert = max(mine, key=lambda each: each.not_after)
+    moment = now()
+    if cert.not_after <= moment:
+        raise CheckError("the certificate has already expired")
+    if cert.not_before > moment + CLOCK_SKEW:
+        raise CheckError("the certificate is not valid yet; compare the clocks of proxy and CA")
+    pool = [each.der for each in certs if each is not cert]
+    _verify(context, upstream, cert, pool, max(moment, cert.not_before))
+    warnings = []
+    if not _same_subject(csr, cert):
+        warnings.append(
+            f"the CA changed the subject from {csr.subject_text or 'none'} to {cert.subject_text or 'none'}"
+        )
+    if not _same_sans(csr, cert):
+        warnings.append("the CA changed the subject alternative names")
+    return cert, warnings
+
+
+def _verify(
+    context: Context, upstream: Upstream, cert: crypto.Certificate, pool: list[bytes], at: int
+) -> None:
+    anchors = cacerts.fresh(context, upstream)
+    try:
+        crypto.verify_chain(cert.der, pool, anchors, at, partial=True)
+    except CryptoError:
+        # a CA that rolled over since its certificates were fetched
+        anchors = cacerts.fresh(context, upstream, anew=True)
+        try:
+            crypto.verify_chain(cert.der, pool, anchors, at, partial=True)
+        except CryptoError as err:
+            why = err.reasons[0] if err.reasons else err.text
+            raise CheckError(f"the certificate does not lead to a CA certificate of this CA: {why}") from None
+
+
+def _same_subject(csr: pkcs10.CertificationRequest, cert: crypto.Certificate) -> bool:
+    return sorted(entry for rdn in csr.subject for entry in rdn) == sorted(
+        entry for rdn in cert.subject for entry in rdn
+    )
+
+
+def _same_sans(csr: pkcs10.CertificationRequest, cert: crypto.Certificate) -> bool:
+    return sorted(csr.sans) == sorted(cert.sans)

@@ -1,0 +1,168 @@
+"""Tables. Times are seconds since 1970, UTC; columns named `sealed` hold AES-256-GCM ciphertext."""
+
+from __future__ import annotations
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    Column,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+)
+
+__all__ = [
+    "HEAD",
+    "assignments",
+    "audit",
+    "ca_certificates",
+    "ca_config",
+    "devices",
+    "enrollments",
+    "management_certificates",
+    "meta",
+    "metadata",
+    "profiles",
+    "tokens",
+]
+
+HEAD = "0001"  # the newest migration
+
+metadata = MetaData()
+# INTEGER PRIMARY KEY counts by itself in SQLite, BIGSERIAL in PostgreSQL
+Identity = BigInteger().with_variant(Integer, "sqlite")
+
+meta = Table(
+    "meta", metadata, Column("key", String(64), primary_key=True), Column("value", Text, nullable=False)
+)
+
+devices = Table(
+    "devices",
+    metadata,
+    Column("unit_id", String(64), primary_key=True),
+    Column("directory", String(512), nullable=False),
+    Column("hostname", String(253), nullable=False),
+    Column("hostname_fixed", Boolean, nullable=False),
+    Column("ips", Text, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("report", Text, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("registered_at", BigInteger),
+    Column("last_seen", BigInteger),
+    CheckConstraint("state IN ('added', 'registered')", name="device_state"),
+)
+Index("devices_directory", devices.c.directory)
+Index("devices_hostname", devices.c.hostname)
+
+tokens = Table(
+    "tokens",
+    metadata,
+    Column("token_sha256", String(64), primary_key=True),
+    Column(
+        "unit_id", String(64), ForeignKey("devices.unit_id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    Column("expires", BigInteger, nullable=False),
+    Column("used_at", BigInteger),
+    Column("used_spki_sha256", String(64)),
+)
+
+management_certificates = Table(
+    "management_certificates",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column(
+        "unit_id", String(64), ForeignKey("devices.unit_id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    Column("serial", String(64), nullable=False),
+    Column("not_before", BigInteger, nullable=False),
+    Column("not_after", BigInteger, nullable=False),
+    Column("spki_sha256", String(64), nullable=False),
+    Column("certificate", LargeBinary, nullable=False),
+)
+
+profiles = Table(
+    "profiles",
+    metadata,
+    Column("name", String(128), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("updated", BigInteger, nullable=False),
+)
+
+assignments = Table(
+    "assignments",
+    metadata,
+    Column("profile", String(128), ForeignKey("profiles.name", ondelete="CASCADE"), primary_key=True),
+    Column("kind", String(16), primary_key=True),
+    Column("target", String(512), primary_key=True),
+    CheckConstraint("kind IN ('device', 'directory')", name="assignment_kind"),
+)
+Index("assignments_target", assignments.c.kind, assignments.c.target)
+
+ca_config = Table(
+    "ca_config",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("kind", String(8), nullable=False),
+    Column("name", String(128), nullable=False),
+    Column("settings", Text, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    Column("updated", BigInteger, nullable=False),
+    CheckConstraint("id = 1", name="one_ca"),
+    CheckConstraint("kind IN ('est', 'scep')", name="ca_kind"),
+)
+
+# CA certificates of the upstream, kept when it changes: old device certificates chain to them
+ca_certificates = Table(
+    "ca_certificates",
+    metadata,
+    Column("config_version", BigInteger, primary_key=True),
+    Column("sha256", String(64), primary_key=True),
+    Column("der", LargeBinary, nullable=False),
+    Column("fetched_at", BigInteger, nullable=False),
+)
+
+enrollments = Table(
+    "enrollments",
+    metadata,
+    Column("id", Identity, primary_key=True, autoincrement=True),
+    Column("unit_id", String(64), nullable=False),
+    Column("friendly_name", String(256), nullable=False),
+    Column("operation", String(32), nullable=False),
+    Column("csr_sha256", String(64), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("config_version", BigInteger, nullable=False),
+    Column("reason", Text, nullable=False),
+    Column("warnings", Text, nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("serial", String(64)),
+    Column("not_before", BigInteger),
+    Column("not_after", BigInteger),
+    Column("certificate", LargeBinary),
+    Column("certificate_sha256", String(64), index=True),
+    Column("retry_at", BigInteger),
+    Column("created", BigInteger, nullable=False),
+    Column("updated", BigInteger, nullable=False),
+    UniqueConstraint("unit_id", "csr_sha256", name="one_answer"),
+    CheckConstraint(
+        "state IN ('running', 'issued', 'pending', 'refused', 'failed')", name="enrollment_state"
+    ),
+)
+Index("enrollments_updated", enrollments.c.updated)
+
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Identity, primary_key=True, autoincrement=True),
+    Column("at", BigInteger, nullable=False),
+    Column("actor", String(128), nullable=False),
+    Column("action", String(64), nullable=False),
+    Column("detail", Text, nullable=False),
+)

@@ -1,0 +1,122 @@
+"""`ca-proxy serve`: gunicorn with our worker, both ports in one process."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import ssl
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from gunicorn.app.base import BaseApplication
+
+from ..errors import StorageError
+from .app import make_admin_app, make_device_app
+from .context import Context
+from .servertls import ServerTls
+
+__all__ = ["serve"]
+
+HANDSHAKE_SECONDS = 10.0
+REQUEST_SECONDS = 30.0
+KEEPALIVE_SECONDS = 15
+CONNECTIONS = 1000
+GRACE_SECONDS = 20
+
+
+def serve(data: Path, listen: str, admin_listen: str) -> int:
+    """Serves until SIGTERM or SIGINT. DIR/run.json names process and ports meanwhile."""
+    context = Context.open(data)
+    run = data / "run.json"
+    try:
+        run.unlink(missing_ok=True)
+    except OSError as err:
+        raise StorageError(f"cannot remove {run}: {err.strerror}") from None
+    listen, admin_listen = listen or context.config.listen, admin_listen or context.config.admin_listen
+    ServerTls(context).current()  # what is wrong with it is said now, and not by a dead worker
+    context.db.close()  # a connection must not cross a fork
+    pid = os.getpid()
+    try:
+        _Server(data, listen, admin_listen).run()
+    finally:
+        if os.getpid() == pid:  # a worker leaves this way, too
+            run.unlink(missing_ok=True)
+    return 0
+
+
+class _Server(BaseApplication):  # type: ignore[misc]
+    def __init__(self, data: Path, listen: str, admin_listen: str) -> None:
+        self._data = data
+        self._binds = [listen, admin_listen]
+        self._tls: ServerTls | None = None
+        self._admin: Any = None
+        super().__init__()
+
+    def load_config(self) -> None:
+        context = Context(self._data)
+        put = self.cfg.set
+        put("bind", self._binds)
+        put("worker_class", "igelcert.proxy.worker.Worker")
+        put("workers", 1)
+        put("threads", context.config.threads)
+        put("worker_connections", CONNECTIONS)
+        put("keepalive", KEEPALIVE_SECONDS)
+        put("graceful_timeout", GRACE_SECONDS)
+        put("timeout", 120)
+        put("proc_name", "ca-proxy")
+        put("ssl_context", self._ssl_context)
+        put("when_ready", self._ready)
+        put("forwarded_allow_ips", "")
+        put("loglevel", "info")
+        put("logconfig_dict", _LOGGING)
+        put("worker_tmp_dir", "/dev/shm" if Path("/dev/shm").is_dir() else None)  # noqa: S108
+        put("control_socket_disable", True)
+        self.cfg.is_admin = lambda server: server == self._admin
+        self.cfg.user_limits = {"handshake": HANDSHAKE_SECONDS, "request": REQUEST_SECONDS}
+
+    def load(self) -> Callable[..., Iterable[bytes]]:
+        """Called in the worker: its connections to database and CA are its own."""
+        context = Context.open(self._data)
+        self._tls = ServerTls(context)
+        device, admin = make_device_app(context), make_admin_app(context)
+
+        def program(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+            if isinstance(environ.get("gunicorn.socket"), ssl.SSLSocket):
+                environ["wsgi.url_scheme"] = "https"
+                return device(environ, start_response)
+            return admin(environ, start_response)
+
+        return program
+
+    def _ssl_context(self, _config: Any, _factory: Any) -> ssl.SSLContext:
+        assert self._tls is not None
+        return self._tls.current()
+
+    def _ready(self, arbiter: Any) -> None:
+        names = [listener.sock.getsockname() for listener in arbiter.LISTENERS]
+        device, admin = names
+        self._admin = admin
+        state = {"pid": os.getpid(), "device_port": device[1], "admin_port": admin[1]}
+        fresh = self._data / "run.json.new"
+        fresh.write_text(json.dumps(state) + "\n")
+        fresh.replace(self._data / "run.json")
+        logging.getLogger("igelcert.proxy").info(
+            "devices: https://%s:%d, administration: http://%s:%d", device[0], device[1], admin[0], admin[1]
+        )
+
+
+_LOGGING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+    "handlers": {"screen": {"class": "logging.StreamHandler", "formatter": "plain", "stream": sys.stderr}},
+    "root": {"level": "WARNING", "handlers": ["screen"]},
+    "loggers": {
+        "gunicorn.error": {"level": "INFO", "handlers": ["screen"], "propagate": False},
+        "gunicorn.access": {"level": "WARNING", "handlers": ["screen"], "propagate": False},
+        "igelcert.proxy": {"level": "INFO", "handlers": ["screen"], "propagate": False},
+    },
+}

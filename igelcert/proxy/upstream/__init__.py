@@ -1,0 +1,74 @@
+"""The CA side: one configured CA, reached over EST; who holds it, how many may ask at once.
+
+Nothing here opens a connection by itself: only a device's request or `ca test` does.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Protocol
+
+from ...errors import TransportError
+from ...model import Outcome
+from .config import CaConfig, current_version, load
+from .est import EstUpstream
+from .steps import Step
+
+if TYPE_CHECKING:
+    from ..context import Context
+
+__all__ = ["Step", "Upstream", "Upstreams"]
+
+
+class Upstream(Protocol):
+    """A CA. Answers are as the CA gave them, parsed and not yet checked."""
+
+    config: CaConfig
+
+    def cacerts(self) -> list[bytes]:
+        """Its CA certificates, DER. TransportError, RemoteProtocolError."""
+
+    def enroll(self, csr: bytes) -> Outcome:
+        """Its answer to a CSR (DER). TransportError, RemoteProtocolError."""
+
+    def test(self) -> Iterator[Step]:
+        """Tries every link of the chain, one step after the other; ends at the first that fails."""
+
+    def close(self) -> None:
+        """Closes idle connections."""
+
+
+class Upstreams:
+    """The configured CA, made anew when its configuration changes. Safe for threads."""
+
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._current: Upstream | None = None
+        self._slots = threading.BoundedSemaphore(context.config.upstream_parallel)
+
+    def current(self) -> Upstream:
+        """As the database has it now; TransportError (link "config") when no CA is configured."""
+        version = current_version(self._context)
+        with self._lock:
+            if self._current is None or self._current.config.version != version:
+                if self._current is not None:
+                    self._current.close()
+                self._current = None
+                config = load(self._context)
+                if config is None:
+                    raise TransportError("no CA is configured", link="config", hint="ca-proxy ca set-est")
+                self._current = EstUpstream(config, self._context.config.upstream_timeout)
+            return self._current
+
+    @contextmanager
+    def slot(self) -> Iterator[None]:
+        """One of the places at the CA: a herd of devices waits here, not there."""
+        if not self._slots.acquire(timeout=self._context.config.upstream_wait):
+            raise TransportError("too many requests wait for the CA", link="busy")
+        try:
+            yield
+        finally:
+            self._slots.release()
