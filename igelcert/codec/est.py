@@ -281,7 +281,7 @@ def csr_from_request(body: bytes, content_type: str = "") -> bytes:
 def certs_response(certs: Iterable[bytes], *, enroll: bool = False) -> Response:
     """A certs-only answer. `enroll`: exactly the issued certificate (RFC 7030 4.2.3).
 
-    In one line (RFC 8951 3.1, RFC 4648 4): strongSwan reads no other.
+    In one line (RFC 8951; RFC 4648 3.1): strongSwan reads no other.
     """
     text = binascii.b2a_base64(certs_only(certs), newline=False)
     kind = "application/pkcs7-mime; smime-type=certs-only" if enroll else "application/pkcs7-mime"

@@ -74,8 +74,7 @@ class EstService:
         cert = x509.load_der_x509_certificate(client) if client else None
         trusted = (cert is not None and not self._own_device(cert)) or self._basic(request)
         if not trusted and cert is None:
-            refusal = est.error_response(401, "a client certificate or a password is needed")
-            return refusal._replace(headers=(*refusal.headers, ("WWW-Authenticate", 'Basic realm="lab-ca"')))
+            return self._challenge(request)
         csr = pkcs10.parse(est.csr_from_request(request.body, request.header("Content-Type")))
         if not trusted and client is not None:
             if not renew:
@@ -86,8 +85,16 @@ class EstService:
                 )
         wait = self._wait(csr.der)
         if wait > 0:
-            return est.pending_response(int(wait) + 1, "the request waits for approval")
+            # no body: Bouncy Castle reads none here, and then takes the connection for broken
+            return est.pending_response(int(wait) + 1, "")._replace(body=b"")
         return est.certs_response([self._authority.issue(csr, self._options.validity)], enroll=True)
+
+    def _challenge(self, request: Request) -> Response:
+        refusal = est.error_response(401, "a client certificate or a password is needed")
+        if self._options.user and not request.header("Authorization"):
+            # Bouncy Castle gives up on a first challenge that has a body
+            refusal = Response(401)
+        return refusal._replace(headers=(*refusal.headers, ("WWW-Authenticate", 'Basic realm="lab-ca"')))
 
     def _own_device(self, cert: x509.Certificate) -> bool:
         """A certificate of this CA that is not the RA's: TLS has verified it against our CAs or others."""

@@ -1,0 +1,67 @@
+"""Finds the independent programs that scripts/peers installs."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+__all__ = ["bouncy_castle", "cache", "missing", "peer"]
+
+SOURCES = Path(__file__).parents[1] / "peers"
+BC_VERSION = "1.87"
+SYSTEM = {
+    "curl": "curl",
+    "java": "java",
+    "keytool": "keytool",
+    "nginx": "nginx",
+    "openssl": "openssl",
+    "strongswan": "pki",
+}
+
+
+def cache() -> Path:
+    if named := os.environ.get("IGELCERT_PEERS"):
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igelcert-peers"
+
+
+def missing(name: str) -> NoReturn:
+    """Without the peer its tests are skipped; with CI=true they fail."""
+    reason = f"the peer {name} is missing: run scripts/peers"
+    if os.environ.get("CI") == "true":
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
+
+
+def peer(name: str) -> Path:
+    """The program, for bouncycastle the directory of the compiled client."""
+    if name == "bouncycastle":
+        place = cache() / f"bouncycastle-{BC_VERSION}" / f"BcEst-{_digest('BcEst.java')}"
+        found = place if (place / "BcEst.class").is_file() else None
+    elif name == "est-ca":
+        files = ("est-ca/Cargo.toml", "est-ca/Cargo.lock", "est-ca/src/main.rs")
+        program = cache() / f"est-ca-{_digest(*files)}" / "est-ca-peer"
+        found = program if os.access(program, os.X_OK) else None
+    else:
+        path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+        program_path = shutil.which(SYSTEM[name], path=path)
+        found = Path(program_path) if program_path else None
+    return found or missing(name)
+
+
+def bouncy_castle() -> list[str]:
+    """The command that runs tests/peers/BcEst.java."""
+    classes = peer("bouncycastle")
+    # one compiler stage and the small collector: half the start-up time of a short run
+    return [str(peer("java")), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
+            "-cp", f"{classes}{os.pathsep}{classes.parent}/*", "BcEst"]  # fmt: skip
+
+
+def _digest(*names: str) -> str:
+    """As in scripts/peers: a build counts only for the very sources that it was made of."""
+    return hashlib.sha256(b"".join((SOURCES / name).read_bytes() for name in names)).hexdigest()[:16]
