@@ -125,11 +125,7 @@ class Agent:
         self.log.info("the management certificate was renewed")
 
     def _prepare(self) -> None:
-        root = self.config.tree_root
-        if not os.path.isdir(root):
-            if not self.config.root:
-                raise StorageError(f"{root} is not there", hint="mount it, or make the directory")
-            os.makedirs(root, exist_ok=True)  # inside --root the mount point is a plain directory
+        files.need_mount(self.config.tree_root, self.config.root)
         files.make_dir(self.dir, 0o700)
         files.make_dir(self._path("trust-store"), 0o700)
 

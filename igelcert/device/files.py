@@ -21,6 +21,7 @@ __all__ = [
     "failure",
     "fsync_dir",
     "make_dir",
+    "need_mount",
     "read",
     "remove_tree",
     "rename",
@@ -73,6 +74,18 @@ def fsync_dir(path: str) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def need_mount(path: str, root: str) -> None:
+    """The place where the device keeps things must be there; inside --root it is a plain directory, made here."""
+    if os.path.isdir(path):
+        return
+    if not root:
+        raise StorageError(f"{path} is not there", hint="mount it, or make the directory")
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as err:
+        raise failure(err, "make the directory", path) from None
 
 
 def make_dir(path: str, mode: int, owner: Owner = None) -> None:

@@ -16,7 +16,7 @@ from ..codec.pem import decode_pem
 from ..errors import Error, RemoteProtocolError, SettingsError, StorageError, TransportError
 from ..model import CsrSpec, DeviceFacts, Issued, Pending, Refused
 from ..settings import CertSettings, Settings
-from . import bundle, keys, schedule
+from . import bundle, files, keys, schedule
 from .castore import CaStore
 from .config import Config
 from .log import Log
@@ -76,6 +76,7 @@ class Run:
         """Brings the tree in line with the settings; returns the exit code."""
         for warning in settings.warnings:
             self.log.warning(warning)
+        files.need_mount(self.config.tree_root, self.config.root)
         with self.tree.lock(LOCK_SECONDS):
             codes = [self._one(cert, forced=False) for cert in settings.certs]
             wanted = {cert.friendly_name for cert in settings.certs}
@@ -91,6 +92,8 @@ class Run:
         unknown = set(names) - {cert.friendly_name for cert in settings.certs}
         for name in sorted(unknown):
             self.log.error(f"{name}: the settings have no such certificate")
+        if not settings.certs:
+            self.log.warning("there are no settings with certificates: run rmagent sync, or give --settings")
         with self.tree.lock(LOCK_SECONDS):
             chosen = [cert for cert in settings.certs if not names or cert.friendly_name in names]
             codes = [self._one(cert, forced=force) for cert in chosen]
@@ -184,6 +187,8 @@ class Run:
         state = self.tree.state(cert.friendly_name)
         if state.get("spec", mark) != mark:
             return "the settings changed"
+        if state.get("pending") and state.get("retry_spec") == mark and self.tree.pending(cert.friendly_name):
+            return "a request is under way"
         moment = schedule.renew_at(live.cert.not_before, live.cert.not_after, cert.enrollment)
         if moment is not None and self.now() >= moment:
             return "expired" if self.now() >= live.cert.not_after else "due for renewal"

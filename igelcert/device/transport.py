@@ -101,7 +101,8 @@ class Link:
             self.host, self.port, timeout=self._timeout, context=self._context
         )
         self._connection = None
-        timer = threading.Timer(DEADLINE, _cut, (connection,))
+        late = threading.Event()
+        timer = threading.Timer(DEADLINE, _cut, (connection, late))
         timer.daemon = True
         timer.start()
         try:
@@ -113,11 +114,14 @@ class Link:
             body = answer.read(MAX_BODY + 1)
             if len(body) > MAX_BODY:
                 raise TransportError(f"{self._name} sent more than {MAX_BODY >> 20} MiB", link="http")
+            if late.is_set() or answer.length:
+                # http.client passes a short body over when it was asked for a number of bytes
+                raise http.client.IncompleteRead(b"", answer.length)
             if not answer.will_close:
                 self._connection, connection = connection, None  # type: ignore[assignment]
             return Response(answer.status, tuple(answer.getheaders()), body)
         except (OSError, http.client.HTTPException) as err:
-            raise self._failure(err, timer) from None
+            raise self._failure(err, late.is_set()) from None
         finally:
             timer.cancel()
             if connection is not None:
@@ -128,7 +132,7 @@ class Link:
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
 
-    def _failure(self, err: Exception, timer: threading.Timer) -> TransportError:
+    def _failure(self, err: Exception, late: bool) -> TransportError:
         name = self._name
         if isinstance(err, socket.gaierror):
             return TransportError(
@@ -142,7 +146,7 @@ class Link:
                 link="tls-trust",
                 hint="compare the CA that this device trusts with the one that issued the server's certificate",
             )
-        if isinstance(err, TimeoutError) or timer.finished.is_set():
+        if isinstance(err, TimeoutError) or late:
             return TransportError(
                 f"{name} does not answer in time", link="timeout", hint="look whether it is overloaded"
             )
@@ -155,6 +159,8 @@ class Link:
         closed = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
         if isinstance(err, closed):
             return TransportError(f"{name} closed the connection without an answer", link="closed")
+        if isinstance(err, http.client.IncompleteRead):
+            return TransportError(f"{name} closed the connection in the middle of its answer", link="http")
         if isinstance(err, http.client.HTTPException):
             return TransportError(f"{name} does not answer with HTTP: {type(err).__name__}", link="http")
         return TransportError(f"{name} cannot be reached: {plain_line(str(err))}", link="tcp")
@@ -179,7 +185,8 @@ class Link:
         )
 
 
-def _cut(connection: http.client.HTTPSConnection) -> None:
+def _cut(connection: http.client.HTTPSConnection, late: threading.Event) -> None:
     """Ends an exchange that drips on for too long."""
+    late.set()  # first: the reader wakes before this thread goes on
     with contextlib.suppress(OSError, AttributeError):
         connection.sock.shutdown(socket.SHUT_RDWR)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -182,7 +181,7 @@ def _test(args: argparse.Namespace, output: Output, context: Context) -> int:
         cacerts.fresh(context, upstream, anew=True)
     if args.json:
         rows = [{"step": s.name, "ok": s.ok, "text": s.text, "hint": s.hint} for s in steps]
-        output.line(json.dumps({"ok": good, "steps": rows}, indent=2))
+        output.json({"ok": good, "steps": rows})
     return 0 if good else 1
 
 

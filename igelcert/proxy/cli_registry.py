@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -272,7 +271,7 @@ def _enrollments(args: argparse.Namespace, output: Output, context: Context) -> 
             {**{key: getattr(row, key) for key in keys}, "warnings": row.warnings.splitlines()}
             for row in found
         ]
-        print(json.dumps(rows, indent=2, ensure_ascii=False))
+        output.json(rows)
         return 0
     table = [
         [

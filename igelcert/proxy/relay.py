@@ -98,7 +98,7 @@ def _ask(context: Context, upstream: Upstream, ask: records.Ask) -> Answer:
 
 def _other(context: Context, ask: records.Ask, outcome: Outcome) -> Answer:
     if isinstance(outcome, Pending):
-        text = f"the CA has not decided yet{': ' + outcome.reason if outcome.reason else ''}"
+        text = outcome.reason or "it will decide later"
         records.finish(context, ask, "pending", text, retry_at=now() + outcome.retry_after)
         return Answer(202, text, retry_after=outcome.retry_after)
     assert isinstance(outcome, Refused)

@@ -7,7 +7,7 @@ import contextlib
 import datetime
 import ssl
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -96,7 +96,7 @@ def keystore(
 
 @dataclass
 class Answer:
-    """What goes over the wire. chunked: sent in chunks. raw: sent as it is instead."""
+    """What goes over the wire. chunked: sent in chunks. raw: sent as it is instead. wait: seconds before."""
 
     status: int = 200
     body: bytes = b""
@@ -104,7 +104,7 @@ class Answer:
     headers: tuple[tuple[str, str], ...] = ()
     chunked: bool = False
     raw: bytes | None = None
-    before: Callable[[], None] | None = None
+    wait: float = 0
 
 
 @dataclass
@@ -236,7 +236,7 @@ class BadCa:
         return Answer(body=b"A" * (3 << 20))
 
     def _stalled(self, _csr: Any) -> Answer:
-        return Answer(before=lambda: None if self.stop.wait(30) else None, raw=b"")
+        return Answer(wait=30, raw=b"")
 
     def _cut(self, _csr: Any) -> Answer:
         return Answer(
@@ -276,8 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(ca.answer_enroll(body))
 
     def _send(self, answer: Answer) -> None:
-        if answer.before:
-            answer.before()
+        if answer.wait:
+            self.server.ca.stop.wait(answer.wait)  # type: ignore[attr-defined]
         if answer.raw is not None:
             self.wfile.write(answer.raw)
             self.close_connection = True

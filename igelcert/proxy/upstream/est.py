@@ -36,6 +36,7 @@ from .steps import Step
 __all__ = ["EstUpstream"]
 
 MAX_BODY = 1 << 20
+READ_SIZE = 65_536
 CONNECT_SECONDS = 10.0
 IDLE_CONNECTIONS = 8
 _NO_CSR = b"\x30\x00"  # parses as DER and is no request: no CA can issue anything for it
@@ -104,18 +105,25 @@ class EstUpstream:
                     decode_content=False,
                 )
                 try:
-                    body = answer.read(MAX_BODY + 1, decode_content=False)
-                    if len(body) > MAX_BODY:
-                        raise RemoteProtocolError(
-                            f"{self._name} answered with more than {MAX_BODY >> 20} MiB", status_hint=502
-                        )
-                    answer.drain_conn()
-                finally:
-                    whole = answer.length_remaining == 0 or answer.closed
-                    answer.release_conn() if whole else answer.close()
+                    body = self._body(answer)
+                except BaseException:
+                    answer.close()  # what is left of it must not become the start of the next answer
+                    raise
+                answer.release_conn()
             except (HTTPError, OSError, ValueError) as err:
                 raise self._failure(err, watch) from None
         return Response(answer.status, tuple(answer.headers.items()), body)
+
+    def _body(self, answer: urllib3.BaseHTTPResponse) -> bytes:
+        """To its end: urllib3 finds a truncated body only when there is nothing more to read."""
+        body = bytearray()
+        while part := answer.read(READ_SIZE, decode_content=False):
+            body += part
+            if len(body) > MAX_BODY:
+                raise RemoteProtocolError(
+                    f"{self._name} answered with more than {MAX_BODY >> 20} MiB", status_hint=502
+                )
+        return bytes(body)
 
     def _failure(self, err: Exception, watch: _Watch) -> TransportError:
         name = self._name

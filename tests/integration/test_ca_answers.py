@@ -1,0 +1,268 @@
+"""What a CA may answer, rightly or badly: through the proxy, and straight to the device.
+
+A certificate that is in place survives everything that is not a good new one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from tests.support.badca import BadCa, bad_ca, keystore
+from tests.support.chain import Device, Proxy, proxy, run
+from tests.support.tree import check_certificate, new_csr, snapshot
+
+PASSWORD = "correct horse"
+GOOD = ("good", "chunked", "pem", "pem_cms", "binary", "ber", "with_chain", "changed")
+
+# mode: (status for the device, what the sentence says)
+BAD = {
+    "html": (502, "the body is HTML"),
+    "empty": (502, "the body is empty"),
+    "foreign": (502, "no certificate for the key of the request"),
+    "expired": (502, "already expired"),
+    "future": (502, "not valid yet"),
+    "other_ca": (502, "does not lead to a CA certificate of this CA"),
+    "pending": (202, "an officer must approve this"),
+    "pending_date": (202, "it will decide later"),
+    "refused": (403, "Not allowed & never will be"),
+    "forbidden": (403, "the RA has no such right"),
+    "broken": (503, "out of order"),
+    "busy": (503, "busy"),
+    "redirect": (502, "302"),
+    "huge": (502, "more than 1 MiB"),
+    "stalled": (503, "did not answer within 2 seconds"),
+    "cut": (503, "broke off"),
+    "noise": (503, "broke off"),
+}
+
+
+def cert(**more: Any) -> dict[str, Any]:
+    return {"friendly_name": "lan", "key": {"type": "ec_prime256v1", "crypt_password": PASSWORD}, **more}
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Iterator[BadCa]:
+    with bad_ca(tmp_path_factory.mktemp("badca")) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def gate(ca: BadCa, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    with proxy(tmp_path_factory.mktemp("gate") / "data", "upstream_timeout = 2") as made:
+        store = keystore(ca.directory / "ra.p12", (ca.key, ca.cert))
+        made.use_est(ca.port, store, store.with_suffix(".password"))
+        made.profile("lan", cert(), directory="/")
+        yield made
+
+
+@pytest.fixture(scope="module")
+def device(gate: Proxy, ca: BadCa, tmp_path_factory: pytest.TempPathFactory) -> Device:
+    """A device with a certificate."""
+    ca.mode = "good"
+    made = gate.device(tmp_path_factory.mktemp("device") / "root", "SEVENTEEN", "tc-17")
+    made.sync()
+    return made
+
+
+def issued(home: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate((home / "cert.pem").read_bytes())
+
+
+@pytest.mark.parametrize("mode", GOOD)
+def test_every_form_of_a_good_answer(gate: Proxy, ca: BadCa, device: Device, mode: str) -> None:
+    ca.mode = mode
+    done = run("igel-certs", "renew", "--force", "--root", device.root, "--verbose")
+    assert done.returncode == 0, done.stderr
+    assert issued(device.certs / "lan").serial_number == ca.serials[-1]
+    check_certificate(device.root, "lan", "ec_prime256v1", PASSWORD, authorities=1)
+    newest = gate.enrollments()[0]
+    assert (newest["state"], newest["unit_id"], newest["friendly_name"]) == ("issued", "SEVENTEEN", "lan")
+    assert int(newest["serial"], 16) == ca.serials[-1]
+    if mode == "changed":
+        assert "the CA changed the subject from CN=tc-17 to CN=given by the CA" in newest["warnings"]
+        assert "given by the CA" in done.stderr
+    else:
+        assert newest["warnings"] == []
+
+
+@pytest.mark.parametrize("mode", BAD)
+def test_a_bad_answer_loses_nothing(gate: Proxy, ca: BadCa, device: Device, mode: str) -> None:
+    status, sentence = BAD[mode]
+    tree = (device.certs / "lan", device.certs / "lan/cacerts", device.root / "etc/ssl")
+    before = snapshot(*tree)
+    shutil.rmtree(
+        device.certs / ".store/lan/pending", ignore_errors=True
+    )  # each case with a request of its own
+    ca.mode = mode
+    done = run("igel-certs", "renew", "--force", "--root", device.root, "--verbose")
+    assert done.returncode == (75 if status in {202, 503, 502} else 1), done.stderr
+    assert sentence in done.stderr and "Traceback" not in done.stderr
+    assert snapshot(*tree) == before
+    states = {202: ("pending",), 403: ("refused",)}.get(status, ("refused", "failed"))
+    assert any(row["state"] in states and sentence in row["reason"] for row in gate.enrollments()[:4])
+    # over HTTP: one plain sentence, and when to come back
+    code, headers, body = ask(gate, device)
+    assert (code, headers["content-type"]) == (status, "text/plain; charset=utf-8")
+    assert sentence in body.decode() and re.fullmatch(r"[^\n<>]+\n", body.decode())
+    assert (code in {202, 503}) == ("retry-after" in headers)
+    if mode == "pending":
+        assert headers["retry-after"] == "7"
+    if mode == "busy":
+        assert headers["retry-after"] == "11"
+
+
+def ask(gate: Proxy, device: Device) -> tuple[int, dict[str, str], bytes]:
+    request = new_csr(device.root.parent / "once.csr", "/CN=tc-17", "DNS:tc-17")
+    return gate.ask("POST", "/.well-known/est/lan/simpleenroll", request, client=device)
+
+
+def test_a_pending_request_is_asked_again_with_its_key(gate: Proxy, ca: BadCa, device: Device) -> None:
+    """202 for ever costs a request now and then; once the CA decides, the same request gets the certificate."""
+    ca.mode = "pending"
+    assert run("igel-certs", "renew", "--force", "--root", device.root).returncode == 75
+    count = len(ca.requests)
+    assert (
+        run(
+            "igel-certs", "apply", "--settings", device.agent / "settings.json", "--root", device.root
+        ).returncode
+        == 75
+    )
+    assert len(ca.requests) == count, "the CA said when to come back"
+    old = issued(device.certs / "lan").serial_number
+    ca.mode = "good"
+    done = run("igel-certs", "renew", "--force", "--root", device.root, "--verbose")
+    # the proxy honours the CA's Retry-After as well
+    assert done.returncode in {0, 75}
+    for _ in range(12):
+        if done.returncode == 0:
+            break
+        time.sleep(1)
+        done = run("igel-certs", "renew", "--force", "--root", device.root, "--verbose")
+    assert done.returncode == 0, done.stderr
+    assert issued(device.certs / "lan").serial_number != old
+
+
+@pytest.mark.parametrize("mode", ["other", "html", "404"])
+def test_ca_certificates_that_do_not_fit(ca: BadCa, tmp_path: Path, mode: str) -> None:
+    ca.mode, ca.cacerts = "good", mode
+    try:
+        with proxy(tmp_path / "data") as gate:
+            store = keystore(tmp_path / "ra.p12", (ca.key, ca.cert))
+            gate.use_est(ca.port, store, store.with_suffix(".password"))
+            gate.profile("lan", cert(), directory="/")
+            device = gate.device(tmp_path / "root", "A1", "tc-a1")
+            device.sync(75)
+            assert not (device.certs / "lan").exists()
+            assert gate.enrollments()[0]["state"] == "failed"
+    finally:
+        ca.cacerts = "good"
+
+
+# ---- the device straight to the CA ----------------------------------------------------------------
+
+STRAIGHT = {
+    "html": "the body is HTML",
+    "empty": "the body is empty",
+    "foreign": "key",
+    "expired": "expired",
+    "future": "not valid",
+    "other_ca": "chain",
+    "pending": "an officer must approve this",
+    "refused": "Not allowed & never will be",
+    "broken": "out of order",
+    "redirect": "302",
+    "huge": "more than 1 MiB",
+    "cut": "",
+    "noise": "",
+}
+
+
+@pytest.fixture(scope="module")
+def straight(ca: BadCa, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("straight") / "root"
+    (root / "etc/igelcert").mkdir(parents=True)
+    (root / "etc/igelcert/device.toml").write_text('unit_id = "S1"\nhostname = "tc-s1"\n')
+    (root / "etc/ca.pem").write_bytes(ca.trust.read_bytes())
+    enrollment = {"proto": "est", "est": {"server": f"https://localhost:{ca.port}", "ca_file": "/etc/ca.pem"}}
+    settings = root.parent / "settings.json"
+    settings.write_text(json.dumps({"certs": [cert(enrollment=enrollment)]}))
+    ca.mode = "good"
+    done = run("igel-certs", "apply", "--settings", settings, "--root", root)
+    assert done.returncode == 0, done.stderr
+    return root
+
+
+@pytest.mark.parametrize("mode", ["chunked", "pem", "pem_cms", "binary", "ber", "with_chain"])
+def test_straight_every_form_of_a_good_answer(ca: BadCa, straight: Path, mode: str) -> None:
+    ca.mode = mode
+    done = run(
+        "igel-certs",
+        "renew",
+        "--force",
+        "--settings",
+        straight.parent / "settings.json",
+        "--root",
+        straight,
+        "--verbose",
+    )
+    assert done.returncode == 0, done.stderr
+    assert issued(straight / "wfs/igel-certs/lan").serial_number == ca.serials[-1]
+
+
+@pytest.mark.parametrize("mode", STRAIGHT)
+def test_straight_a_bad_answer_loses_nothing(ca: BadCa, straight: Path, mode: str) -> None:
+    tree = (straight / "wfs/igel-certs/lan", straight / "wfs/igel-certs/lan/cacerts", straight / "etc/ssl")
+    before = snapshot(*tree)
+    ca.mode = mode
+    done = run(
+        "igel-certs",
+        "renew",
+        "--force",
+        "--settings",
+        straight.parent / "settings.json",
+        "--root",
+        straight,
+        "--verbose",
+    )
+    assert done.returncode in {1, 75}, done.stderr
+    assert STRAIGHT[mode] in done.stderr and "Traceback" not in done.stderr
+    assert snapshot(*tree) == before
+
+
+def test_straight_a_renewal_with_the_old_serial_is_refused(ca: BadCa, straight: Path) -> None:
+    """NDES and others give the old certificate again when they should renew."""
+    ca.mode = "same_serial"
+    assert (
+        run(
+            "igel-certs",
+            "renew",
+            "--force",
+            "--settings",
+            straight.parent / "settings.json",
+            "--root",
+            straight,
+        ).returncode
+        == 0
+    )
+    before = snapshot(straight / "wfs/igel-certs/lan")
+    done = run(
+        "igel-certs",
+        "renew",
+        "--force",
+        "--settings",
+        straight.parent / "settings.json",
+        "--root",
+        straight,
+        "--verbose",
+    )
+    assert done.returncode in {1, 75} and "the old certificate instead of a new one" in done.stderr
+    assert snapshot(straight / "wfs/igel-certs/lan") == before
