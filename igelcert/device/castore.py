@@ -55,7 +55,7 @@ class CaStore:
 
     def _prepare(self) -> None:
         try:
-            os.makedirs(self._directory, 0o755, exist_ok=True)
+            _make_public(self._directory)
             alias = os.path.join(os.path.dirname(self._directory), "cert")
             if not os.path.lexists(alias) and os.path.basename(self._directory) != "cert":
                 os.symlink(os.path.basename(self._directory), alias)
@@ -172,6 +172,14 @@ class CaStore:
         """A plain file under a link's name is somebody else's."""
         path = os.path.join(self._directory, f"{stem}.{number}")
         return os.path.lexists(path) and not os.path.islink(path)
+
+
+def _make_public(path: str) -> None:
+    """The directory, and what is missing above it, 0755 under any umask; what is there stays as it is."""
+    if not os.path.isdir(path):
+        _make_public(os.path.dirname(path))
+        os.mkdir(path)
+        os.chmod(path, 0o755)  # noqa: S103 - CA certificates are for everybody
 
 
 def _content(path: str) -> bytes | None:

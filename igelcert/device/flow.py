@@ -155,7 +155,7 @@ class Run:
                 "SCEP straight from the device is not in this version",
                 hint="use 'igelums'",
             )
-        renewing = self._renewable(live.cert, spec)
+        renewing = self._renewable(live.cert, spec) if live.usable else None
         self.log.info(
             f"{name}: {'renewing' if renewing else 'enrolling'} ({reason}), key type {cert.key.type}"
         )

@@ -51,11 +51,15 @@ def read_key(path: str, password: bytes | None) -> crypto.Key:
 
 
 class Live:
-    """The live certificate of a friendly name; `problem` says why it cannot stay, "" when it can."""
+    """The live certificate of a friendly name; `problem` says why it cannot stay, "" when it can.
 
-    def __init__(self, cert: crypto.Certificate | None, problem: str) -> None:
+    `usable`: its key can be read, so it can authenticate its own renewal.
+    """
+
+    def __init__(self, cert: crypto.Certificate | None, problem: str, *, usable: bool = True) -> None:
         self.cert = cert
         self.problem = problem
+        self.usable = usable
 
 
 def live(tree: Tree, name: str, password: bytes | None) -> Live:
@@ -77,13 +81,14 @@ def live(tree: Tree, name: str, password: bytes | None) -> Live:
         with open(key_file, "rb") as file:
             encrypted = b"ENCRYPTED" in file.readline(100)
         if encrypted is not (password is not None):
-            return Live(cert, "the key password changed")
+            return Live(cert, "the key password changed", usable=False)
         if read_key(key_file, password).spki() != cert.spki:
-            return Live(cert, "pkey.pem does not belong to cert.pem")
+            return Live(cert, "pkey.pem does not belong to cert.pem", usable=False)
     except CryptoError as err:
-        return Live(cert, "the key password changed" if err.code == "PASSWORD" else "pkey.pem is damaged")
+        problem = "the key password changed" if err.code == "PASSWORD" else "pkey.pem is damaged"
+        return Live(cert, problem, usable=False)
     except OSError:
-        return Live(cert, "pkey.pem is missing")
+        return Live(cert, "pkey.pem is missing", usable=False)
     for file_name in ("cert.pfx", "cacerts.pem"):
         if not tree.read(name, file_name):
             return Live(cert, f"{file_name} is missing")

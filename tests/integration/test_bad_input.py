@@ -334,7 +334,7 @@ def test_ca_test_says_which_link_fails(lab: LabCa, tmp_path: Path) -> None:
         failing("TLS trust", "is not trusted", distrusting, "localhost", ca.port)
         failing("TLS trust", "mismatch", good, "127.0.0.1", ca.port)
         with socket.create_server(("127.0.0.1", 0)) as silent:
-            failing("TLS trust", "", good, "localhost", silent.getsockname()[1])
+            failing("TLS trust", "says nothing", good, "localhost", silent.getsockname()[1])
         failing("client certificate", "refused our client certificate", unknown, "localhost", ca.port)
         ca.mode = "forbidden"
         failing("client certificate", "the RA has no such right", good, "localhost", ca.port)

@@ -242,11 +242,6 @@ def _noise(_ca: HostileCa, sock: ssl.SSLSocket, _answer: Answer) -> None:
     raise ConnectionError
 
 
-def _bad_length(_ca: HostileCa, sock: ssl.SSLSocket, answer: Answer) -> None:
-    sock.sendall(_head(answer, "Content-Length: -1") + answer.body)
-    raise ConnectionError
-
-
 def _endless_head(_ca: HostileCa, sock: ssl.SSLSocket, answer: Answer) -> None:
     sock.sendall(b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 10_000)
     raise ConnectionError
@@ -281,7 +276,6 @@ WIRES: dict[str, Wire] = {
     "reset": _reset,
     "closed": _closed,
     "noise": _noise,
-    "bad_length": _bad_length,
     "endless_head": _endless_head,
     "endless_body": _endless_body,
 }  # and before TLS: no_handshake, plain_http

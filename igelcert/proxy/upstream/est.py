@@ -191,6 +191,9 @@ class EstUpstream:
                 version = tls.version()
         except ssl.SSLCertVerificationError as err:
             return Step("TLS trust", False, *self._distrust(err))
+        except TimeoutError:
+            text = f"{self._name} takes the connection and then says nothing for {self._timeout:g} seconds"
+            return Step("TLS trust", False, text, "check the port: is it the one for TLS?")
         except OSError as err:  # also what the server says of our certificate in TLS 1.2: see the next step
             failure = _tls_failure(self._name, err if isinstance(err, ssl.SSLError) else None)
             if failure.link != "tls-client":
@@ -344,7 +347,7 @@ def _tls_failure(name: str, err: ssl.SSLError | None) -> TransportError:
         return TransportError(
             f"{name} does not speak TLS", link="tls", hint="check the port: is it plain HTTP?"
         )
-    return TransportError(f"TLS with {name} failed: {shown}", link="tls")
+    return TransportError(f"TLS with {name} failed: {shown}", link="tls", hint="the server's log may say why")
 
 
 def _why(err: NewConnectionError) -> str:
