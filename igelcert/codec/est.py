@@ -214,6 +214,9 @@ def _read_csrattrs(reader: der.Reader) -> CsrAttrs:
         if outer.peek() == 0x06:
             oids.append(outer.oid())
             continue
+        if outer.peek() != 0x30:  # neither an OID nor an attribute: nothing that anybody could follow
+            outer.raw()
+            continue
         attribute = outer.enter()
         kind = attribute.oid()
         oids.append(kind)

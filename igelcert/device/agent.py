@@ -370,7 +370,11 @@ def _refused(what: str, response: Response) -> Error:
 def load_settings(path: str) -> Settings:
     """Settings of a file; an empty document when it is not there."""
     try:
+        if os.path.getsize(path) > MAX_SETTINGS:
+            raise SettingsError(path, f"is larger than {MAX_SETTINGS >> 20} MiB")
         text = files.read(path, MAX_SETTINGS)
     except FileNotFoundError:
         return Settings()
+    except OSError as err:
+        raise files.failure(err, "read", path) from None
     return parse_settings(text)

@@ -12,7 +12,7 @@ from .. import crypto
 from ..codec.http import Request
 from ..errors import Error, SettingsError, StorageError
 from ..settings import Settings
-from . import bundle, files, keys
+from . import files, keys, schedule
 from .agent import Agent, load_settings
 from .config import Config, load
 from .log import Log
@@ -107,7 +107,7 @@ def _doctor(agent: Agent, as_json: bool) -> int:
 def _clock(agent: Agent) -> str:
     identity = agent.identity()
     shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    if not bundle.clock_is_sane(int(time.time()), identity.not_before if identity else 0):
+    if not schedule.clock_is_sane(int(time.time()), identity.not_before if identity else 0):
         raise StorageError(f"the clock says {shown}, which cannot be", hint="set the clock")
     return shown
 

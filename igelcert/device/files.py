@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 
-from ..errors import StorageError
+from ..errors import CryptoError, StorageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ _WHY = {
     errno.EDQUOT: "the disk quota is used up",
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "no permission",
+    errno.EEXIST: "something else stands there",
     errno.EPERM: "no permission",
     errno.EFBIG: "the file would be too large",
     errno.ENOTDIR: "a part of the path is not a directory",
@@ -119,6 +120,12 @@ def write_new(path: str, write: bytes | Callable[[int], None], mode: int, owner:
             os.fsync(handle)
         finally:
             os.close(handle)
+    except CryptoError as err:
+        # the core names what the system said
+        number = next((number for number in _WHY if os.strerror(number) in err.reasons), None)
+        if number is None:
+            raise
+        raise failure(OSError(number, ""), "write", path) from None
     except OSError as err:
         raise failure(err, "write", path) from None
 

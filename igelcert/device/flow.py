@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from .. import crypto
+from ..codec import answer as answers
 from ..codec import est, pkcs10
 from ..codec.http import Request, Response
 from ..codec.pem import decode_pem
 from ..errors import Error, RemoteProtocolError, SettingsError, StorageError, TransportError
 from ..model import CsrSpec, DeviceFacts, Issued, Pending, Refused
 from ..settings import CertSettings, Settings
-from . import bundle, files, keys, schedule
+from . import files, keys, schedule
 from .castore import CaStore
 from .config import Config
 from .log import Log
@@ -143,7 +144,7 @@ class Run:
         if (wait := self._told_to_wait(name, mark)) and not forced:
             self.log.info(f"{name}: waiting, the next try is in {wait} seconds")
             return EX_TEMPFAIL
-        if not bundle.clock_is_sane(self.now()):
+        if not schedule.clock_is_sane(self.now()):
             raise TransportError(
                 "the clock is not set; waiting for the right time",
                 link="clock",
@@ -155,6 +156,7 @@ class Run:
                 "SCEP straight from the device is not in this version",
                 hint="use 'igelums'",
             )
+        self.tree.place(name)
         renewing = self._renewable(live.cert, spec) if live.usable else None
         self.log.info(
             f"{name}: {'renewing' if renewing else 'enrolling'} ({reason}), key type {cert.key.type}"
@@ -221,9 +223,9 @@ class Run:
         previous: crypto.Certificate | None,
     ) -> None:
         name = cert.friendly_name
-        subject = pkcs10.parse(csr, verify=False).subject_der
-        good = bundle.check(
-            outcome.certificates, cas, key.spki(), self.now(), subject_der=subject, previous=previous
+        request = pkcs10.parse(csr, verify=False)
+        good = answers.check(
+            outcome.certificates, cas, key.spki(), self.now(), request=request, previous=previous
         )
         for warning in good.warnings:
             self.log.warning(f"{name}: {warning}")

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 from ..settings import EnrollmentSettings
 
-__all__ = ["DAY", "renew_at"]
+__all__ = ["DAY", "clock_is_sane", "renew_at"]
 
 DAY = 86_400
+# No clock of a device is right before this program was made.
+BUILD_TIME = 1_795_000_000  # 2026-11-18
+CLOCK_SLACK = 3_600
+
+
+def clock_is_sane(now: int, floor: int = 0) -> bool:
+    """Is the clock at or after the program's build and `floor` (say, the management certificate's begin)?"""
+    return now >= max(BUILD_TIME, floor) - CLOCK_SLACK
 
 
 def renew_at(not_before: int, not_after: int, enrollment: EnrollmentSettings) -> int | None:

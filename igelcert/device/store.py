@@ -98,6 +98,15 @@ class Tree:
             files.fsync_dir(self.store)
         return home
 
+    def place(self, name: str) -> str:
+        """Where readers find it: nothing, or a link of ours; StorageError when something else stands there."""
+        link = os.path.join(self.path, name)
+        if os.path.lexists(link) and not os.path.islink(link):
+            raise StorageError(
+                f"{link} is there and is not ours", hint="move it away; igel-certs puts a link there"
+            )
+        return link
+
     def put(
         self,
         name: str,
@@ -107,11 +116,7 @@ class Tree:
         cas: Iterable[tuple[str, str]],
     ) -> None:
         """A new generation, then the swap. `cas`: (common name, PEM) in the order of cacerts.pem."""
-        link = os.path.join(self.path, name)
-        if os.path.lexists(link) and not os.path.islink(link):
-            raise StorageError(
-                f"{link} is there and is not ours", hint="move it away; igel-certs puts a link there"
-            )
+        link = self.place(name)
         home = self._home(name)
         self.sweep(name)
         generation = self._next(home)

@@ -102,10 +102,14 @@ class Link:
         )
         self._connection = None
         late = threading.Event()
-        timer = threading.Timer(DEADLINE, _cut, (connection, late))
-        timer.daemon = True
-        timer.start()
+        timer: threading.Timer | None = None
         try:
+            if connection.sock is None:
+                connection.connect()
+            # the socket itself: http.client forgets it when the answer ends with the connection
+            timer = threading.Timer(DEADLINE, _cut, (connection.sock, late))
+            timer.daemon = True
+            timer.start()
             headers = dict(request.headers)
             if self._authorization:
                 headers["Authorization"] = self._authorization
@@ -123,7 +127,8 @@ class Link:
         except (OSError, http.client.HTTPException) as err:
             raise self._failure(err, late.is_set()) from None
         finally:
-            timer.cancel()
+            if timer is not None:
+                timer.cancel()
             if connection is not None:
                 connection.close()
 
@@ -142,7 +147,7 @@ class Link:
             )
         if isinstance(err, ssl.SSLCertVerificationError):
             return TransportError(
-                f"the certificate of {name} is not trusted: {plain_line(err.verify_message)}",
+                f"the certificate of {name} is not trusted: {plain_line(err.verify_message).rstrip('.')}",
                 link="tls-trust",
                 hint="compare the CA that this device trusts with the one that issued the server's certificate",
             )
@@ -162,7 +167,8 @@ class Link:
         if isinstance(err, http.client.IncompleteRead):
             return TransportError(f"{name} closed the connection in the middle of its answer", link="http")
         if isinstance(err, http.client.HTTPException):
-            return TransportError(f"{name} does not answer with HTTP: {type(err).__name__}", link="http")
+            detail = "" if isinstance(err, http.client.BadStatusLine) else f": {plain_line(str(err))}"
+            return TransportError(f"{name} does not answer with HTTP{detail}", link="http")
         return TransportError(f"{name} cannot be reached: {plain_line(str(err))}", link="tcp")
 
     def _tls_failure(self, err: ssl.SSLError) -> TransportError:
@@ -185,8 +191,9 @@ class Link:
         )
 
 
-def _cut(connection: http.client.HTTPSConnection, late: threading.Event) -> None:
+def _cut(sock: socket.socket, late: threading.Event) -> None:
     """Ends an exchange that drips on for too long."""
     late.set()  # first: the reader wakes before this thread goes on
-    with contextlib.suppress(OSError, AttributeError):
-        connection.sock.shutdown(socket.SHUT_RDWR)
+    with contextlib.suppress(OSError):
+        # not SSLSocket's: that pulls TLS away from under the reader
+        socket.socket.shutdown(sock, socket.SHUT_RDWR)

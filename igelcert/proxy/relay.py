@@ -11,7 +11,7 @@ import logging
 import time
 from dataclasses import dataclass
 
-from .. import crypto
+from ..codec import answer as answers
 from ..codec import pkcs10
 from ..errors import CheckError, CryptoError, Error, RemoteProtocolError, TransportError
 from ..model import Issued, Outcome, Pending, Refused
@@ -29,7 +29,6 @@ JOIN_SECONDS = 15.0  # how long a second request waits for the first
 JOIN_STEP = 0.2
 BUSY_RETRY = 30
 DOWN_RETRY = 60
-CLOCK_SKEW = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def _ask(context: Context, upstream: Upstream, ask: records.Ask) -> Answer:
         with context.upstreams.slot():
             outcome = upstream.enroll(ask.csr.der)
             if isinstance(outcome, Issued):
-                cert, warnings = _checked(context, upstream, outcome, ask.csr)
+                good = _checked(context, upstream, outcome, ask.csr)
     except TransportError as err:
         busy = err.link == "busy"
         records.finish(context, ask, "failed", str(err))
@@ -88,8 +87,9 @@ def _ask(context: Context, upstream: Upstream, ask: records.Ask) -> Answer:
         log.warning("%s: the CA's answer is not usable: %s", ask.unit_id, err)
         return Answer(502, f"the CA's answer is not usable: {err}")
     if isinstance(outcome, Issued):
-        records.finish(context, ask, "issued", "", cert=cert, warnings=warnings)
-        for warning in warnings:
+        cert = good.cert
+        records.finish(context, ask, "issued", "", cert=cert, warnings=list(good.warnings))
+        for warning in good.warnings:
             log.warning("%s: %s", ask.unit_id, warning)
         log.info("%s: certificate %s issued for %s", ask.unit_id, cert.serial_hex, cert.subject_text)
         return Answer(200, certificate=cert.der)
@@ -112,56 +112,16 @@ def _other(context: Context, ask: records.Ask, outcome: Outcome) -> Answer:
     return Answer(403, text)
 
 
-# ---- the CA's answer ----------------------------------------------------------------------------
-
-
 def _checked(
     context: Context, upstream: Upstream, outcome: Issued, csr: pkcs10.CertificationRequest
-) -> tuple[crypto.Certificate, list[str]]:
+) -> answers.Bundle:
     """The certificate for this request's key, verified; CheckError says what is wrong with it."""
-    certs = [crypto.parse_certificate(der) for der in outcome.certificates]
-    mine = [cert for cert in certs if cert.spki == csr.spki]
-    if not mine:
-        raise CheckError("it holds no certificate for the key of the request")
-    cert = max(mine, key=lambda each: each.not_after)
-    moment = now()
-    if cert.not_after <= moment:
-        raise CheckError("the certificate has already expired")
-    if cert.not_before > moment + CLOCK_SKEW:
-        raise CheckError("the certificate is not valid yet; compare the clocks of proxy and CA")
-    pool = [each.der for each in certs if each is not cert]
-    _verify(context, upstream, cert, pool, max(moment, cert.not_before))
-    warnings = []
-    if not _same_subject(csr, cert):
-        warnings.append(
-            f"the CA changed the subject from {csr.subject_text or 'none'} to {cert.subject_text or 'none'}"
-        )
-    if not _same_sans(csr, cert):
-        warnings.append("the CA changed the subject alternative names")
-    return cert, warnings
 
+    def check(cas: list[bytes]) -> answers.Bundle:
+        return answers.check(outcome.certificates, cas, csr.spki, now(), request=csr)
 
-def _verify(
-    context: Context, upstream: Upstream, cert: crypto.Certificate, pool: list[bytes], at: int
-) -> None:
-    anchors = cacerts.fresh(context, upstream)
     try:
-        crypto.verify_chain(cert.der, pool, anchors, at, partial=True)
-    except CryptoError:
+        return check(cacerts.fresh(context, upstream))
+    except answers.NoChain:
         # a CA that rolled over since its certificates were fetched
-        anchors = cacerts.fresh(context, upstream, anew=True)
-        try:
-            crypto.verify_chain(cert.der, pool, anchors, at, partial=True)
-        except CryptoError as err:
-            why = err.reasons[0] if err.reasons else err.text
-            raise CheckError(f"the certificate does not lead to a CA certificate of this CA: {why}") from None
-
-
-def _same_subject(csr: pkcs10.CertificationRequest, cert: crypto.Certificate) -> bool:
-    return sorted(entry for rdn in csr.subject for entry in rdn) == sorted(
-        entry for rdn in cert.subject for entry in rdn
-    )
-
-
-def _same_sans(csr: pkcs10.CertificationRequest, cert: crypto.Certificate) -> bool:
-    return sorted(csr.sans) == sorted(cert.sans)
+        return check(cacerts.fresh(context, upstream, anew=True))

@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <limits.h>
 #include <openssl/bio.h>
+#include <openssl/bn.h>
 #include <openssl/core_names.h>
 #include <openssl/crypto.h>
 #include <openssl/ec.h>
@@ -309,6 +310,22 @@ out:
     return rc;
 }
 
+/* FIPS 186-5 A.1.1: |p - q| > 2^(nlen/2 - 100), else Fermat's method factors n. A key without its primes
+ * passes. */
+static int primes_apart(const EVP_PKEY *pkey)
+{
+    BIGNUM *p = NULL, *q = NULL;
+    int apart = 1;
+
+    if (EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_FACTOR1, &p) &&
+        EVP_PKEY_get_bn_param(pkey, OSSL_PKEY_PARAM_RSA_FACTOR2, &q))
+        apart = BN_sub(p, p, q) && BN_num_bits(p) > EVP_PKEY_get_bits(pkey) / 2 - 100;
+    BN_clear_free(p);
+    BN_clear_free(q);
+    ERR_clear_error();
+    return apart;
+}
+
 int igc_key_check(const igc_key *key)
 {
     EVP_PKEY_CTX *ctx;
@@ -322,6 +339,8 @@ int igc_key_check(const igc_key *key)
         return igc_fail(IGC_E_INTERNAL, NULL);
     ok = EVP_PKEY_check(ctx) == 1;
     EVP_PKEY_CTX_free(ctx);
+    if (ok && EVP_PKEY_is_a(key->pkey, "RSA") && !primes_apart(key->pkey))
+        return igc_fail(IGC_E_BADKEY, "the primes of the key are too close to each other");
     return ok ? IGC_OK : igc_fail(IGC_E_BADKEY, NULL);
 }
 

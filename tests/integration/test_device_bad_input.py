@@ -62,7 +62,9 @@ def sentence(stderr: str, program: str = "igel-certs") -> str:
     assert all(line.startswith(f"{program}: hint: ") for line in lines[1:]) and len(lines) <= 2, stderr
     text = lines[0].removeprefix(f"{program}: error: ")
     assert text.isprintable() and 10 < len(text) < 400 and not text.endswith("."), text
-    assert not re.search(r"Errno|Exception|Error\(|object at 0x|_ssl\.c|\bNone\b|b'|<[a-z/]", text), text
+    assert not re.search(r"Errno|Exception|Error\(|object at 0x|_ssl\.c|\bNone\b|[=:(] ?b'|<[a-z/]", text), (
+        text
+    )
     return text
 
 
@@ -89,7 +91,7 @@ BAD_SETTINGS = {
     "not UTF-8": (b'{"certs": "\xff\xfe"}', "not UTF-8"),
     "NUL": (b"\0" * 100, "not JSON"),
     "deep": ("[" * 100_000, "nested too deeply"),
-    "huge": (b" " * ((1 << 20) + 1), "is larger than 1048576 bytes"),
+    "huge": (b" " * ((1 << 20) + 1), "is larger than 1 MiB"),
     "huge number": ('{"certs": ' + "1" * 5000 + "}", "not JSON"),
     "a list": ("[]", "settings: is not an object"),
     "key twice": ('{"certs": [], "certs": []}', "certs: is given twice"),
@@ -151,10 +153,8 @@ def test_bad_settings_change_nothing(host: Host, ca: HostileCa, case: str) -> No
     document, expected = BAD_SETTINGS[case]
     host.settings.write_bytes(document.encode("utf-8") if isinstance(document, str) else document)
     before, live = snapshot(host.root), host.live()
-    for command in ("apply", "renew"):
-        code = EX_FAILED if case == "huge" else EX_CONFIG
-        said = sentence(host.do(command, code=code))
-        assert expected in said and "p4ss" not in said
+    said = sentence(host.do(code=EX_CONFIG))
+    assert expected in said and "p4ss" not in said
     assert snapshot(host.root) == before and host.live() == live
     assert ca.connections == 0
 
@@ -506,7 +506,7 @@ def test_a_file_size_limit_at_every_file(host: Host, ca: HostileCa, limit: int) 
         check_certificate(host.root, "lan", "ec_prime256v1", PASSWORD, authorities=1)
     elif leaf(host).serial_number == serial:
         first = done.stderr.splitlines()[0]
-        assert "too large" in first, done.stderr
+        assert "the file would be too large" in first, done.stderr
         assert host.live() == live
     host.do("renew", "--force")
     check_certificate(host.root, "lan", "ec_prime256v1", PASSWORD, authorities=1)
@@ -536,7 +536,7 @@ exit $code
 """
 
 
-@pytest.mark.parametrize("free", [0, 4, 8, 16, 24, 36])
+@pytest.mark.parametrize("free", [0, 4, 8, 16, 24])
 def test_a_full_disk(host: Host, ca: HostileCa, tmp_path: Path, free: int) -> None:
     """A small tmpfs with so many KiB left, at every stage from the request's key to the last CA file."""
     serial, before = leaf(host).serial_number, snapshot(host.home().resolve())
@@ -647,7 +647,7 @@ def test_a_foreign_directory_in_the_way(host: Host, ca: HostileCa) -> None:
 def test_a_file_in_the_place_of_the_store(host: Host, ca: HostileCa) -> None:
     shutil.rmtree(host.root / "etc/ssl")
     (host.root / "etc/ssl").write_text("x")
-    assert "not a directory" in sentence(host.do(code=EX_FAILED))
+    assert "something else stands there" in sentence(host.do(code=EX_FAILED))
     assert (host.root / "etc/ssl").read_text() == "x"
 
 

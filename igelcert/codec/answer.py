@@ -1,17 +1,17 @@
-"""Checks of an answer, before anything is written (facts: after any answer)."""
+"""Checks of a CA's answer, before anything is written or passed on: the same on the device and in the proxy."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .. import crypto
 from ..errors import CheckError, CryptoError, Error
+from .pkcs10 import CertificationRequest
 
-__all__ = ["BUILD_TIME", "CLOCK_SKEW", "Bundle", "check", "clock_is_sane"]
+__all__ = ["CLOCK_SKEW", "Bundle", "NoChain", "check"]
 
-# No clock of a device is right before this program was made.
-BUILD_TIME = 1_795_000_000  # 2026-11-18
 CLOCK_SKEW = 3_600  # seconds by which a fresh certificate may begin in our future
 
 
@@ -24,9 +24,8 @@ class Bundle:
     warnings: tuple[str, ...]
 
 
-def clock_is_sane(now: int, floor: int = 0) -> bool:
-    """Is the clock at or after the program's build and `floor` (say, the management certificate's begin)?"""
-    return now >= max(BUILD_TIME, floor) - CLOCK_SKEW
+class NoChain(CheckError):
+    """The certificate leads to none of the CA certificates: they may be out of date."""
 
 
 def check(
@@ -35,13 +34,14 @@ def check(
     spki: bytes,
     now: int,
     *,
-    subject_der: bytes | None = None,
+    request: CertificationRequest | None = None,
     previous: crypto.Certificate | None = None,
 ) -> Bundle:
     """The certificate for our key out of an answer, with its chain to one of `cas`.
 
     CheckError says what is wrong: no certificate for the key, no chain, never or no longer valid, not
-    yet valid, a CA certificate, the old certificate again.
+    yet valid, a CA certificate, the old certificate again. NoChain when it leads to none of `cas`. What the CA
+    changed of the request is a warning: CAs rewrite names.
     """
     warnings: list[str] = []
     received = [_parse(der) for der in answer]
@@ -52,8 +52,8 @@ def check(
         raise CheckError("the certificate in the answer is a CA certificate")
     if previous is not None and previous.serial == cert.serial and previous.issuer_der == cert.issuer_der:
         raise CheckError("the CA answered with the old certificate instead of a new one")
-    if subject_der is not None and cert.subject_der != subject_der:
-        warnings.append(f"the CA changed the subject: {cert.subject_text}")
+    if request is not None:
+        warnings += _changes(request, cert)
     anchors = [ca for ca in authorities if ca.self_issued] or authorities
     pool = [c.der for c in (*received, *authorities)]
     # a chain counts at the instant it began, too: the clock may lag by the skew
@@ -67,7 +67,7 @@ def check(
             partial=not any(ca.self_issued for ca in authorities),
         )
     except CryptoError as err:
-        raise CheckError(
+        raise NoChain(
             f"no chain leads from the certificate ({cert.issuer_text}) to a trusted CA: {'; '.join(err.reasons) or err}"
         ) from None
     if not any(ca.self_issued for ca in authorities):
@@ -89,13 +89,25 @@ def _pick(found: list[crypto.Certificate], warnings: list[str]) -> crypto.Certif
     return found[-1]
 
 
+def _changes(request: CertificationRequest, cert: crypto.Certificate) -> list[str]:
+    mine = Counter(entry for rdn in request.subject for entry in rdn)
+    found = []
+    if mine != Counter(entry for rdn in cert.subject for entry in rdn):
+        found.append(
+            f"the CA changed the subject from {request.subject_text or 'none'} to {cert.subject_text or 'none'}"
+        )
+    if Counter(request.sans) != Counter(cert.sans):
+        found.append("the CA changed the subject alternative names")
+    return found
+
+
 def _dates(cert: crypto.Certificate, now: int) -> None:
     if cert.not_after <= now:
         raise CheckError(f"the certificate in the answer expired {now - cert.not_after} seconds ago")
     if cert.not_before > now + CLOCK_SKEW:
         raise CheckError(
             f"the certificate in the answer is not valid for another {cert.not_before - now} seconds",
-            hint="compare the clocks of the device and the CA",
+            hint="compare the clocks of this machine and the CA",
         )
 
 
