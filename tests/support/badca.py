@@ -158,7 +158,11 @@ class BadCa:
         try:
             csr = x509.load_der_x509_csr(base64.b64decode(body))
         except ValueError:
-            return Answer(403 if self.mode == "forbidden" else 400, b"this is no request\n", "text/plain")
+            return (
+                self._forbidden(None)
+                if self.mode == "forbidden"
+                else Answer(400, b"no request\n", "text/plain")
+            )
         return getattr(self, f"_{self.mode}")(csr)
 
     def _good(self, csr: Any) -> Answer:
