@@ -1,8 +1,10 @@
-"""`igel-certs status` runs often on a small device: what it loads and how large it gets."""
+"""`igel-certs status` runs often on a small device: what it loads, how large it gets, what it shows."""
 
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -10,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
 
 from igelcert.crypto import Key, parse_certificate, write_pfx
 from igelcert.device.store import Tree
@@ -36,9 +40,6 @@ print("@" + json.dumps({"code": code, "modules": modules, "peak": int(peak.split
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twelve certificates, as many as the key types."""
-    from cryptography import x509
-    from cryptography.hazmat.primitives import serialization
-
     root = tmp_path_factory.mktemp("root")
     (root / "wfs").mkdir()
     made = Tree(str(root / "wfs"))
@@ -67,10 +68,23 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def _python() -> str:
+    """The system's interpreter, as on a device, when the native modules fit it; else ours."""
+    system = "/usr/bin/python3"
+    script = "import sys; sys.path[:0] = sys.argv[1:]; import igelcert.crypto"
+    command = [system, "-I", "-S", "-c", script, str(ROOT), sysconfig.get_path("platlib")]
+    if os.access(system, os.X_OK) and subprocess.run(command, capture_output=True).returncode == 0:
+        return system
+    return sys.executable
+
+
+PYTHON = _python()
+
+
 def status(tree: Path, *options: str) -> tuple[dict[str, object], str]:
     paths = ":".join([str(ROOT), sysconfig.get_path("platlib")])
     done = subprocess.run(
-        [sys.executable, "-I", "-S", "-c", CODE, paths, "status", "--root", str(tree), *options],
+        [PYTHON, "-I", "-S", "-c", CODE, paths, "status", "--root", str(tree), *options],
         capture_output=True, text=True, timeout=30, check=True,
     )  # fmt: skip
     shown, _, figures = done.stdout.rpartition("@")
@@ -105,3 +119,73 @@ def test_what_it_shows(tree: Path) -> None:
         "renewal ",
     ):
         assert part in shown
+
+
+def _note(tree: Path, name: str, **state: object) -> None:
+    (tree / "wfs/igel-certs/.store" / name).mkdir(parents=True, exist_ok=True)
+    (tree / "wfs/igel-certs/.store" / name / "state.json").write_text(json.dumps({"version": 1, **state}))
+
+
+@pytest.fixture
+def states(tree: Path, tmp_path: Path) -> Path:
+    """A certificate in each state."""
+    root = tmp_path / "root"
+    shutil.copytree(tree, root, symlinks=True)
+    certs = root / "wfs/igel-certs"
+    _note(root, "cert-0", renew_at=2_000_000_000)
+    _note(root, "cert-1", renew_at=1_700_000_000)
+    _note(root, "cert-2", renew_at=None)
+    (certs / "cert-3/cert.pem").write_text("no PEM")
+    (certs / ".store/cert-4/state.json").write_text('{"version"')
+    _note(root, "new", error="the server refused (403): no such right")
+    _note(root, "waiting", pending="the CA has not decided yet", retry_at=1_900_000_000)
+    return root
+
+
+def _look(place: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.lstat().st_mtime_ns, path.lstat().st_ino) for path in [place, *place.rglob("*")]}
+
+
+def test_every_state(states: Path) -> None:
+    before = _look(states)
+    figures, shown = status(states)
+    assert figures["code"] == 0 and _look(states) == before, "it only looks"
+    blocks = {name: status(states, name)[1] for name in ("cert-0", "cert-1", "cert-2", "cert-3", "cert-4")}
+    assert "cert-0: valid\n" in blocks["cert-0"] and "renewal  2033-05-18 03:33:20 UTC" in blocks["cert-0"]
+    assert "cert-1: due\n" in blocks["cert-1"] and "renewal  2023-11-14 22:13:20 UTC" in blocks["cert-1"]
+    assert "cert-2: valid\n" in blocks["cert-2"] and "renewal  not automatic" in blocks["cert-2"]
+    assert blocks["cert-3"] == "cert-3: damaged\n"
+    assert "cert-4: valid\n" in blocks["cert-4"], "damaged notes are no reason to show nothing"
+    assert "new: missing\n  error    the server refused (403): no such right\n" in shown
+    assert "waiting: pending\n  retry    2030-03-17 17:46:40 UTC\n" in shown
+
+
+def test_json_says_the_same(states: Path) -> None:
+    figures, shown = status(states, "cert-0", "new", "--json")
+    first, second = json.loads(shown)["certificates"]
+    pem = (states / "wfs/igel-certs/cert-0/cert.pem").read_bytes()
+    cert = x509.load_pem_x509_certificate(pem)
+    assert figures["code"] == 0
+    assert (first["state"], first["subject"], first["issuer"]) == ("valid", "CN=tc-0", "CN=Test CA")
+    assert (int(first["serial"], 16), first["renew_at"]) == (cert.serial_number, 2_000_000_000)
+    assert first["not_after"] == int(cert.not_valid_after_utc.timestamp())
+    assert first["directory"] == str(states / "wfs/igel-certs/cert-0")
+    assert (second["state"], second["error"]) == ("missing", "the server refused (403): no such right")
+
+
+def test_names_and_places(states: Path, tmp_path: Path) -> None:
+    figures, shown = status(states, "cert-0", "nope")
+    assert figures["code"] == 1 and "cert-0: valid" in shown
+    figures, shown = status(tmp_path / "nowhere")
+    assert (figures["code"], shown) == (0, "no certificates\n")
+
+
+def test_a_configuration_that_moves_the_tree(states: Path) -> None:
+    """Only then is TOML parsed, which takes longer than all the rest."""
+    (states / "etc/igelcert").mkdir(parents=True)
+    (states / "etc/igelcert/device.toml").write_text('unit_id = "A"\n')
+    assert "tomllib" not in str(status(states)[0]["modules"])
+    (states / "etc/igelcert/device.toml").write_text('wfs = "/data"\n')
+    (states / "wfs").rename(states / "data")
+    figures, shown = status(states)
+    assert "cert-0: valid" in shown and "tomllib" in str(figures["modules"])
