@@ -1,0 +1,187 @@
+"""The commands as people and scripts meet them: help, exit codes, one line for an error, JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from igelcert.model import KEY_TYPES
+from tests.support.chain import ok, run
+from tests.support.tree import openssl
+
+COMMANDS = [
+    ["igel-certs"], ["igel-certs", "apply"], ["igel-certs", "renew"], ["igel-certs", "status"],
+    ["igel-certs", "install-cas"], ["igel-certs", "keygen"], ["igel-certs", "doctor"], ["rmagent"], ["rmagent", "register"], ["rmagent", "sync"],
+    ["lab-ca"], ["lab-ca", "serve"], ["ca-proxy"], ["ca-proxy", "init"], ["ca-proxy", "serve"], ["ca-proxy", "migrate"],
+    ["ca-proxy", "ca"], ["ca-proxy", "ca", "set-est"], ["ca-proxy", "ca", "show"], ["ca-proxy", "ca", "test"],
+    ["ca-proxy", "ca", "clear"], ["ca-proxy", "device", "add"], ["ca-proxy", "device", "token"],
+    ["ca-proxy", "device", "list"], ["ca-proxy", "device", "remove"], ["ca-proxy", "device", "import"],
+    ["ca-proxy", "profile", "set"], ["ca-proxy", "profile", "list"], ["ca-proxy", "profile", "remove"],
+    ["ca-proxy", "profile", "assign"], ["ca-proxy", "profile", "unassign"], ["ca-proxy", "enrollments"],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help_and_usage(command: list[str]) -> None:
+    shown = ok(*command, "--help")
+    assert shown.startswith("usage: ") and len(shown.splitlines()) > 4
+    wrong = run(*command, "--no-such-option")
+    assert wrong.returncode == 64 and "usage: " in wrong.stderr and wrong.stdout == ""
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    made = json.loads(
+        ok("ca-proxy", "init", "--data", tmp_path / "data", "--hostname", "localhost", "--json")
+    )
+    assert made["data"] == str(tmp_path / "data") and len(made["admin_password"]) >= 16
+    assert (
+        made["sha256"].lower()
+        in openssl("x509", "-in", tmp_path / "data/trust.pem", "-noout", "-fingerprint", "-sha256").lower()
+    )
+    return tmp_path / "data"
+
+
+def proxy(data: Path, *args: str | Path) -> subprocess.CompletedProcess[str]:
+    return run("ca-proxy", *args, env={"CA_PROXY_DATA": str(data)})
+
+
+def test_init_is_whole_or_nothing(data: Path, tmp_path: Path) -> None:
+    assert stat.S_IMODE(data.stat().st_mode) == 0o700
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in data.iterdir()}
+    assert modes["master.key"] == modes["proxy.db"] == 0o600
+    before = {path.name: path.read_bytes() for path in data.iterdir()}
+    again = run("ca-proxy", "init", "--data", data, "--hostname", "localhost")
+    assert again.returncode == 1 and "is not empty" in again.stderr
+    assert {path.name: path.read_bytes() for path in data.iterdir()} == before
+    bad = run("ca-proxy", "init", "--data", tmp_path / "other", "--hostname", "no host")
+    assert bad.returncode == 78 and not (tmp_path / "other").exists()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_without_a_data_directory(tmp_path: Path) -> None:
+    done = run("ca-proxy", "device", "list", env={"CA_PROXY_DATA": ""})
+    assert done.returncode == 64 and "--data" in done.stderr
+    done = proxy(tmp_path / "nothing", "device", "list")
+    assert done.returncode == 1 and "ca-proxy init" in done.stderr
+
+
+def test_a_master_key_that_others_can_read(data: Path) -> None:
+    (data / "master.key").chmod(0o644)
+    done = proxy(data, "profile", "list")
+    assert done.returncode in {0, 1}
+    settings = data.parent / "s.json"
+    settings.write_text('{"certs": [{"friendly_name": "x"}]}')
+    done = proxy(data, "profile", "set", "x", "--settings", settings)
+    assert done.returncode == 1 and "open to others" in done.stderr and "chmod 600" in done.stderr
+
+
+def test_another_master_key_opens_nothing(data: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "s.json"
+    settings.write_text('{"certs": [{"friendly_name": "x", "key": {"crypt_password": "hidden-17"}}]}')
+    assert proxy(data, "profile", "set", "x", "--settings", settings).returncode == 0
+    assert b"hidden-17" not in b"".join(path.read_bytes() for path in data.iterdir())
+    ok("ca-proxy", "init", "--data", tmp_path / "other", "--hostname", "localhost")
+    (data / "master.key").write_bytes((tmp_path / "other/master.key").read_bytes())
+    done = proxy(data, "profile", "list")
+    assert done.returncode == 1 and "does not open with this master key" in done.stderr
+
+
+def test_devices(data: Path, tmp_path: Path) -> None:
+    added = json.loads(
+        proxy(data, "device", "add", "--unit-id", "A1", "--directory", "/Berlin/2/", "--json").stdout
+    )
+    assert set(added) == {"unit_id", "token", "expires"} and added["token"] not in (
+        data / "proxy.db"
+    ).read_text("latin-1")
+    assert proxy(data, "device", "add", "--unit-id", "A1").returncode == 78
+    for bad in ("", "../x", "a b", "x" * 65, "-x"):
+        assert proxy(data, "device", "add", f"--unit-id={bad}").returncode == 78
+    for bad in ("Berlin", "/a/../b", "//", "/a//b", "/" + "x" * 600):
+        assert proxy(data, "device", "add", "--unit-id", "B1", "--directory", bad).returncode == 78, bad
+    sheet = tmp_path / "devices.csv"
+    sheet.write_text("unit_id,directory,hostname\nC1,/Rome,tc-c1\nC2,,\n")
+    done = proxy(data, "device", "import", sheet)
+    assert (
+        done.returncode == 0
+        and done.stdout.splitlines()[0] == "unit_id,token,expires"
+        and done.stdout.count("\n") == 3
+    )
+    sheet.write_text("unit_id,directory\nD1,/Rome\nC1,/Rome\n")
+    done = proxy(data, "device", "import", sheet)
+    assert done.returncode == 78 and "line 3" in done.stderr
+    listed = json.loads(proxy(data, "device", "list", "--json").stdout)
+    assert {(each["unit_id"], each["directory"]) for each in listed} == {
+        ("A1", "/Berlin/2"),
+        ("C1", "/Rome"),
+        ("C2", "/"),
+    }
+    shown = proxy(data, "device", "list").stdout
+    assert "UNIT ID" in shown and "tc-c1" in shown
+    assert proxy(data, "device", "remove", "--unit-id", "C1").returncode == 0
+    assert proxy(data, "device", "remove", "--unit-id", "C1").returncode == 78
+    assert "tc-c1" not in proxy(data, "device", "list").stdout
+
+
+def test_profiles(data: Path, tmp_path: Path) -> None:
+    settings = tmp_path / "s.json"
+    settings.write_text('{"certs": [{"friendly_name": "x", "key": {"type": "rsa_2048"}}]}')
+    assert proxy(data, "profile", "set", "Büro", "--settings", settings).returncode == 0
+    assert proxy(data, "profile", "assign", "Büro", "--directory", "/").returncode == 0
+    assert proxy(data, "profile", "assign", "Büro", "--device", "NOBODY").returncode == 78
+    assert proxy(data, "profile", "assign", "other", "--directory", "/").returncode == 78
+    listed = json.loads(proxy(data, "profile", "list", "--json").stdout)
+    assert listed[0]["certs"] == [{"friendly_name": "x", "key_type": "rsa_2048"}]
+    assert listed[0]["assigned"] == [{"kind": "directory", "target": "/"}]
+    assert proxy(data, "profile", "unassign", "Büro", "--directory", "/").returncode == 0
+    assert proxy(data, "profile", "unassign", "Büro", "--directory", "/").returncode == 78
+    assert proxy(data, "profile", "remove", "Büro").returncode == 0
+    assert json.loads(proxy(data, "profile", "list", "--json").stdout) == []
+    assert proxy(data, "profile", "set", "x", "--settings", tmp_path / "missing").returncode == 1
+    assert proxy(data, "profile", "set", "x", "--settings", tmp_path).returncode == 1
+
+
+def test_no_ca(data: Path) -> None:
+    assert "no CA is configured" in proxy(data, "ca", "show").stdout
+    assert json.loads(proxy(data, "ca", "show", "--json").stdout) is None
+    done = proxy(data, "ca", "test")
+    assert done.returncode == 75 and "set-est" in done.stderr
+    assert proxy(data, "ca", "clear").returncode == 0
+    assert proxy(data, "migrate").returncode == 0
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KEY_TYPES if kind not in {"rsa_4096", "rsa_8192"}])
+def test_keygen(tmp_path: Path, kind: str) -> None:
+    password = tmp_path / "password"
+    password.write_text("correct horse\n")
+    key = tmp_path / "key.pem"
+    ok("igel-certs", "keygen", "--type", kind, "--out", key, "--password-file", password)
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    openssl("pkey", "-in", key, "-passin", "pass:correct horse", "-check", "-noout")
+    openssl("pkey", "-in", key, "-passin", "pass:other", "-noout", code=None)
+    before = key.read_bytes()
+    again = run("igel-certs", "keygen", "--type", kind, "--out", key)
+    assert again.returncode == 1 and "--force" in again.stderr and key.read_bytes() == before
+    wrong = run("igel-certs", "keygen", "--type", "rsa_1024", "--out", tmp_path / "x")
+    assert wrong.returncode == 64 and not (tmp_path / "x").exists()
+
+
+def test_the_image_speaks_first(tmp_path: Path) -> None:
+    """An unknown key of device.toml is an error with its line. (status shows what is there all the same.)"""
+    (tmp_path / "etc/igelcert").mkdir(parents=True)
+    (tmp_path / "etc/igelcert/device.toml").write_text('unit_id = "A1"\nservr = "https://x"\n')
+    for command in (["igel-certs", "apply"], ["igel-certs", "renew"], ["rmagent", "sync"]):
+        done = run(*command, "--root", tmp_path)
+        assert done.returncode == 78 and "device.toml:2: servr" in done.stderr, done.stderr
+
+
+def test_an_unregistered_device(tmp_path: Path) -> None:
+    done = run("rmagent", "sync", "--root", tmp_path)
+    assert done.returncode == 78 and "rmagent register" in done.stderr
+    assert ok("igel-certs", "status", "--root", tmp_path) is not None
+    assert os.listdir(tmp_path) == []
