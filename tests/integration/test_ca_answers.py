@@ -1,11 +1,10 @@
-"""What a CA may answer, rightly or badly: through the proxy, and straight to the device.
+"""What a CA may answer, rightly or badly, through the proxy (test_device_bad_input.py: straight to the device).
 
 A certificate that is in place survives everything that is not a good new one.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import time
@@ -165,104 +164,3 @@ def test_ca_certificates_that_do_not_fit(ca: BadCa, tmp_path: Path, mode: str) -
             assert gate.enrollments()[0]["state"] == "failed"
     finally:
         ca.cacerts = "good"
-
-
-# ---- the device straight to the CA ----------------------------------------------------------------
-
-STRAIGHT = {
-    "html": "the body is HTML",
-    "empty": "the body is empty",
-    "foreign": "key",
-    "expired": "expired",
-    "future": "not valid",
-    "other_ca": "chain",
-    "pending": "an officer must approve this",
-    "refused": "Not allowed & never will be",
-    "broken": "out of order",
-    "redirect": "302",
-    "huge": "more than 1 MiB",
-    "cut": "",
-    "noise": "",
-}
-
-
-@pytest.fixture(scope="module")
-def straight(ca: BadCa, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("straight") / "root"
-    (root / "etc/igelcert").mkdir(parents=True)
-    (root / "etc/igelcert/device.toml").write_text('unit_id = "S1"\nhostname = "tc-s1"\n')
-    (root / "etc/ca.pem").write_bytes(ca.trust.read_bytes())
-    enrollment = {"proto": "est", "est": {"server": f"https://localhost:{ca.port}", "ca_file": "/etc/ca.pem"}}
-    settings = root.parent / "settings.json"
-    settings.write_text(json.dumps({"certs": [cert(enrollment=enrollment)]}))
-    ca.mode = "good"
-    done = run("igel-certs", "apply", "--settings", settings, "--root", root)
-    assert done.returncode == 0, done.stderr
-    return root
-
-
-@pytest.mark.parametrize("mode", ["chunked", "pem", "pem_cms", "binary", "ber", "with_chain"])
-def test_straight_every_form_of_a_good_answer(ca: BadCa, straight: Path, mode: str) -> None:
-    ca.mode = mode
-    done = run(
-        "igel-certs",
-        "renew",
-        "--force",
-        "--settings",
-        straight.parent / "settings.json",
-        "--root",
-        straight,
-        "--verbose",
-    )
-    assert done.returncode == 0, done.stderr
-    assert issued(straight / "wfs/igel-certs/lan").serial_number == ca.serials[-1]
-
-
-@pytest.mark.parametrize("mode", STRAIGHT)
-def test_straight_a_bad_answer_loses_nothing(ca: BadCa, straight: Path, mode: str) -> None:
-    tree = (straight / "wfs/igel-certs/lan", straight / "wfs/igel-certs/lan/cacerts", straight / "etc/ssl")
-    before = snapshot(*tree)
-    ca.mode = mode
-    done = run(
-        "igel-certs",
-        "renew",
-        "--force",
-        "--settings",
-        straight.parent / "settings.json",
-        "--root",
-        straight,
-        "--verbose",
-    )
-    assert done.returncode in {1, 75}, done.stderr
-    assert STRAIGHT[mode] in done.stderr and "Traceback" not in done.stderr
-    assert snapshot(*tree) == before
-
-
-def test_straight_a_renewal_with_the_old_serial_is_refused(ca: BadCa, straight: Path) -> None:
-    """NDES and others give the old certificate again when they should renew."""
-    ca.mode = "same_serial"
-    assert (
-        run(
-            "igel-certs",
-            "renew",
-            "--force",
-            "--settings",
-            straight.parent / "settings.json",
-            "--root",
-            straight,
-        ).returncode
-        == 0
-    )
-    before = snapshot(straight / "wfs/igel-certs/lan")
-    done = run(
-        "igel-certs",
-        "renew",
-        "--force",
-        "--settings",
-        straight.parent / "settings.json",
-        "--root",
-        straight,
-        "--verbose",
-    )
-    assert done.returncode in {1, 75} and "the old certificate instead of a new one" in done.stderr
-    assert snapshot(straight / "wfs/igel-certs/lan") == before
