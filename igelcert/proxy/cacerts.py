@@ -6,9 +6,11 @@ Old device certificates chain to what an earlier CA gave, so nothing is forgotte
 from __future__ import annotations
 
 import hashlib
+import logging
 
 import sqlalchemy as sa
 
+from ..errors import RemoteProtocolError, TransportError
 from .context import Context
 from .database import Database, now
 from .schema import ca_certificates
@@ -16,16 +18,29 @@ from .upstream import Upstream
 
 __all__ = ["ever_known", "fresh", "known", "remember", "trust_version"]
 
+log = logging.getLogger("igelcert.proxy")
+
 FRESH_SECONDS = 3600
 MAX_TRUST = 200
 
 
 def fresh(context: Context, upstream: Upstream, *, anew: bool = False) -> list[bytes]:
-    """The CA's certificates, asked for when what is kept is old. TransportError, RemoteProtocolError."""
-    certs, at = known(context, upstream.config.version)
-    if anew or not certs or now() - at > FRESH_SECONDS:
+    """The CA's certificates, asked for when what is kept is old, or in any case (`anew`).
+
+    A CA that does not answer leaves what is kept in force; TransportError or RemoteProtocolError when there
+    is nothing, or when it was asked for anew.
+    """
+    kept, at = known(context, upstream.config.version)
+    if kept and not anew and now() - at <= FRESH_SECONDS:
+        return kept
+    try:
         certs = upstream.cacerts()
-        remember(context, upstream.config.version, certs)
+    except (TransportError, RemoteProtocolError) as err:
+        if not kept or anew:
+            raise
+        log.warning("the CA certificates are those of %d seconds ago: %s", now() - at, err)
+        return kept
+    remember(context, upstream.config.version, certs)
     return certs
 
 

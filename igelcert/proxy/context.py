@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import tomllib
 from dataclasses import dataclass
 from functools import cached_property
@@ -48,6 +49,14 @@ def is_address(value: str) -> bool:
     return bool(host) and port.isascii() and port.isdecimal() and int(port) <= 65_535
 
 
+def _is_network(value: str) -> bool:
+    try:
+        ipaddress.ip_network(value, strict=False)
+    except ValueError:
+        return False
+    return True
+
+
 def _config(path: Path) -> Config:
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -69,6 +78,8 @@ def _config(path: Path) -> Config:
             if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
                 raise SettingsError(f"{path}: {key}", "is not a list of texts")
             value = tuple(value)
+            if key == "trusted_frontends" and not all(map(_is_network, value)):
+                raise SettingsError(f"{path}: {key}", "holds what is neither an address nor a network")
         elif key in {"listen", "admin_listen"}:
             if not isinstance(value, str) or not is_address(value):
                 raise SettingsError(f"{path}: {key}", "is not HOST:PORT")

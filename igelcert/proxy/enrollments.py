@@ -17,7 +17,7 @@ from .schema import devices, enrollments
 
 __all__ = ["Ask", "claim", "finish", "listing", "owner_of", "refuse"]
 
-STALE = 180  # seconds after which a request that nobody finished is taken over
+STALE_MARGIN = 60  # seconds beyond what a request can take, after which it is taken over: its proxy died
 RENEWABLE = (
     3  # at /simplereenroll the same CSR gets a new certificate in the last third of the old one's life
 )
@@ -62,11 +62,14 @@ def claim(context: Context, ask: Ask, version: int) -> Any | None:
         "reason": "",
         "updated": now(),
     }
+    config = context.config
+    # a place at the CA, the request itself, and the CA certificates twice at worst
+    stale = config.upstream_wait + 3 * config.upstream_timeout + STALE_MARGIN
     while True:
         try:
             with context.db.begin() as connection:
                 row = connection.execute(sa.select(enrollments).where(ask.where)).one_or_none()
-                if row is not None and _stands(row, ask.operation, version):
+                if row is not None and _stands(row, ask.operation, version, stale):
                     return row
                 if row is not None:
                     connection.execute(enrollments.update().where(ask.where).values(fresh))
@@ -77,11 +80,11 @@ def claim(context: Context, ask: Ask, version: int) -> Any | None:
             continue  # somebody else inserted it meanwhile: look again
 
 
-def _stands(row: Any, operation: str, version: int) -> bool:
+def _stands(row: Any, operation: str, version: int, stale: int) -> bool:
     """Is what is recorded still the answer?"""
     moment = now()
     if row.state == "running":
-        return bool(row.updated > moment - STALE)
+        return bool(row.updated > moment - stale)
     if row.config_version != version:
         return False
     if row.state == "pending":

@@ -1,0 +1,161 @@
+"""Parts of the proxy by themselves: configuration, secrets, the record of enrollments, CA certificates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from igelcert.codec import pkcs10
+from igelcert.crypto import Key
+from igelcert.errors import CheckError, SettingsError, StorageError, TransportError
+from igelcert.model import CsrSpec, Subject
+from igelcert.proxy import cacerts, enrollments
+from igelcert.proxy.context import Context
+from igelcert.proxy.database import Database
+from igelcert.proxy.initialise import initialise
+from igelcert.proxy.secrets import Sealer, make_master_key
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("proxy") / "data"
+    initialise(place, ["localhost"], "127.0.0.1:0", "127.0.0.1:0")
+    return place
+
+
+@pytest.fixture
+def context(data: Path) -> Context:
+    return Context.open(data)
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("unknown = 1", "unknown: is not a known key"),
+        ("threads = 0", "threads: is not a number from 1 to 512"),
+        ("threads = true", "threads"),
+        ('trusted_frontends = ["here"]', "neither an address nor a network"),
+        ('trusted_frontends = "127.0.0.1"', "is not a list"),
+        ("= 3", "not TOML"),
+    ],
+)
+def test_configuration(data: Path, tmp_path: Path, line: str, sentence: str) -> None:
+    (tmp_path / "proxy.toml").write_text((data / "proxy.toml").read_text() + line + "\n")
+    with pytest.raises(SettingsError, match=sentence):
+        Context(tmp_path)
+
+
+def test_secrets_stay_where_they_were_sealed(tmp_path: Path) -> None:
+    make_master_key(tmp_path / "key")
+    sealer = Sealer.open(tmp_path / "key")
+    sealed = sealer.seal(b"secret", "profiles/a")
+    assert b"secret" not in sealed and sealer.seal(b"secret", "profiles/a") != sealed
+    assert sealer.unseal(sealed, "profiles/a") == b"secret"
+    for place, octets in (
+        ("profiles/b", sealed),
+        ("profiles/a", sealed[:-1] + bytes([sealed[-1] ^ 1])),
+        ("profiles/a", b""),
+    ):
+        with pytest.raises(CheckError):
+            sealer.unseal(octets, place)
+    assert "secret" not in repr(sealer)
+    with pytest.raises(StorageError):
+        make_master_key(tmp_path / "key")
+
+
+def test_the_schema_is_what_the_migrations_make(tmp_path: Path) -> None:
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    from igelcert.proxy.schema import metadata
+
+    db = Database.sqlite(tmp_path / "x.db")
+    with pytest.raises(StorageError, match="empty"):
+        db.check()
+    db.migrate()
+    db.migrate()
+    db.check()
+    with db.read() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    db.close()
+
+
+def ask(name: str) -> enrollments.Ask:
+    key = Key.generate("ec_prime256v1")
+    csr = pkcs10.parse(pkcs10.build(CsrSpec("ec_prime256v1", Subject(cn=name)), key))
+    return enrollments.Ask("UNIT", "lan", csr, "simpleenroll")
+
+
+def test_a_request_is_claimed_once(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = ask("once")
+    assert enrollments.claim(context, mine, 1) is None
+    row = enrollments.claim(context, mine, 1)
+    assert row is not None and row.state == "running"
+    # its proxy died: after the longest time that a request can take somebody else goes on
+    longest = context.config.upstream_wait + 3 * context.config.upstream_timeout + enrollments.STALE_MARGIN
+    now = enrollments.now()
+    monkeypatch.setattr(enrollments, "now", lambda: now + longest - 2)
+    assert enrollments.claim(context, mine, 1) is not None
+    monkeypatch.setattr(enrollments, "now", lambda: now + longest + 2)
+    assert enrollments.claim(context, mine, 1) is None
+
+
+def test_a_pending_request_waits_until_its_time(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = ask("pending")
+    now = enrollments.now()
+    assert enrollments.claim(context, mine, 1) is None
+    enrollments.finish(context, mine, "pending", "later", retry_at=now + 100)
+    row = enrollments.claim(context, mine, 1)
+    assert row is not None and row.state == "pending"
+    assert enrollments.claim(context, mine, 2) is None, "another CA is another question"
+    enrollments.finish(context, mine, "pending", "later", retry_at=now + 100)
+    monkeypatch.setattr(enrollments, "now", lambda: now + 101)
+    assert enrollments.claim(context, mine, 2) is None
+
+
+def test_refusals_do_not_fill_the_disk(context: Context) -> None:
+    for number in range(enrollments.KEPT_REFUSALS + 10):
+        enrollments.refuse(context, ask(f"no-{number}"), "refused", "no")
+    rows = [row for row in enrollments.listing(context) if row.state == "refused"]
+    assert len(rows) == enrollments.KEPT_REFUSALS
+    assert rows[0].subject == f"CN=no-{enrollments.KEPT_REFUSALS + 9}"
+
+
+class Ca:
+    """An upstream whose CA certificates are given, or which is away."""
+
+    class config:
+        version = 77
+
+    def __init__(self) -> None:
+        self.certs: list[bytes] | None = None
+        self.asked = 0
+
+    def cacerts(self) -> list[bytes]:
+        self.asked += 1
+        if self.certs is None:
+            raise TransportError("away", link="tcp")
+        return self.certs
+
+
+def test_ca_certificates_outlive_their_ca(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+    ca = Ca()
+    with pytest.raises(TransportError):
+        cacerts.fresh(context, ca)  # type: ignore[arg-type]
+    ca.certs = [b"one", b"two"]
+    before = cacerts.trust_version(context)
+    assert sorted(cacerts.fresh(context, ca)) == [b"one", b"two"]  # type: ignore[arg-type]
+    assert cacerts.trust_version(context) == before + 1
+    assert sorted(cacerts.fresh(context, ca)) == [b"one", b"two"] and ca.asked == 2  # type: ignore[arg-type]
+    now = cacerts.now()
+    monkeypatch.setattr(cacerts, "now", lambda: now + cacerts.FRESH_SECONDS + 1)
+    ca.certs = None
+    assert sorted(cacerts.fresh(context, ca)) == [b"one", b"two"] and ca.asked == 3  # type: ignore[arg-type]
+    with pytest.raises(TransportError):
+        cacerts.fresh(context, ca, anew=True)  # type: ignore[arg-type]
+    # the CA rolled over: the new one counts, the old one stays as trust of renewals
+    ca.certs = [b"three"]
+    assert cacerts.fresh(context, ca) == [b"three"]  # type: ignore[arg-type]
+    assert {b"one", b"two", b"three"} <= set(cacerts.ever_known(context))
+    assert cacerts.trust_version(context) == before + 2
