@@ -375,7 +375,8 @@ def test_no_write_permission_on_the_device(device: Device, tmp_path: Path) -> No
     root = Path(ok("mktemp", "-d", "/tmp/igelcert-perm.XXXXXX").strip())  # noqa: S108
     try:
         (root / "wfs").mkdir()
-        (root / "etc").mkdir()
+        (root / "etc/igelcert").mkdir(parents=True)
+        (root / "etc/igelcert/device.toml").write_text('unit_id = "NOWRITE"\nhostname = "tc-nowrite"\n')
         root.chmod(0o755)
         settings = root / "settings.json"
         settings.write_text(json.dumps({"certs": [cert()]}))
@@ -413,7 +414,8 @@ def _paths() -> str:
 def test_a_full_disk_at_the_proxy(gate: Proxy, lab: LabCa, tmp_path: Path) -> None:
     device = gate.device(tmp_path / "root", "FULL", "tc-full", directory="/Office")
     pid = json.loads((gate.data / "run.json").read_text())["pid"]
-    workers = ok("pgrep", "-P", str(pid)).split()
+    workers = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert workers
     before = len(lab.issued())
     wal = (gate.data / "proxy.db-wal").stat().st_size
     try:
