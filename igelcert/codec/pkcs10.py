@@ -121,8 +121,11 @@ class CertificationRequest:
 
     @property
     def subject_text(self) -> str:
-        """RFC 4514-like, in the order of the encoding, on one line."""
-        rdns = ("+".join(f"{_SHORT.get(oid, oid)}={value}" for oid, value in rdn) for rdn in self.subject)
+        """RFC 4514-like, the last part first, on one line."""
+        rdns = (
+            "+".join(f"{_SHORT.get(oid, oid)}={value}" for oid, value in rdn)
+            for rdn in reversed(self.subject)
+        )
         return plain_line(",".join(rdns))
 
 
