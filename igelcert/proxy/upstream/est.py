@@ -38,6 +38,7 @@ __all__ = ["EstUpstream"]
 MAX_BODY = 1 << 20
 READ_SIZE = 65_536
 CONNECT_SECONDS = 10.0
+LISTEN_SECONDS = 0.5
 IDLE_CONNECTIONS = 8
 _NO_CSR = b"\x30\x00"  # parses as DER and is no request: no CA can issue anything for it
 _watched = threading.local()
@@ -178,30 +179,51 @@ class EstUpstream:
             yield Step("TCP", False, f"{self._name}: {why}", "check the port, and any firewall between")
             return
         yield Step("TCP", True, f"{self._name} takes connections")
-        trust = self._test_trust(raw)
+        trust, refusal = self._test_trust(raw)
         yield trust
-        if trust.ok:
+        if refusal is not None:
+            yield Step("client certificate", False, str(refusal), refusal.hint)
+        elif trust.ok:
             yield from self._test_answers()
 
-    def _test_trust(self, raw: socket.socket) -> Step:
+    def _test_trust(self, raw: socket.socket) -> tuple[Step, TransportError | None]:
+        """The step, and what the server has against our certificate."""
         raw.settimeout(self._timeout)
         try:
             with self._context.wrap_socket(raw, server_hostname=self.config.est.host) as tls:
                 der = tls.getpeercert(True) or b""
-                version = tls.version()
+                seen = Step("TLS trust", True, f"{tls.version()}, the server is {_describe(der)}")
+                return seen, self._objection(tls)
         except ssl.SSLCertVerificationError as err:
-            return Step("TLS trust", False, *self._distrust(err))
+            return Step("TLS trust", False, *self._distrust(err)), None
         except TimeoutError:
             text = f"{self._name} takes the connection and then says nothing for {self._timeout:g} seconds"
-            return Step("TLS trust", False, text, "check the port: is it the one for TLS?")
-        except OSError as err:  # also what the server says of our certificate in TLS 1.2: see the next step
+            return Step("TLS trust", False, text, "check the port: is it the one for TLS?"), None
+        except OSError as err:  # in TLS 1.2 also what the server says of our certificate
             failure = _tls_failure(self._name, err if isinstance(err, ssl.SSLError) else None)
             if failure.link != "tls-client":
-                return Step("TLS trust", False, str(failure), failure.hint)
-            return Step("TLS trust", True, "the server's certificate is trusted")
+                return Step("TLS trust", False, str(failure), failure.hint), None
+            return Step("TLS trust", True, "the server's certificate is trusted"), failure
         finally:
             raw.close()
-        return Step("TLS trust", True, f"{version}, the server is {_describe(der)}")
+
+    def _objection(self, tls: ssl.SSLSocket) -> TransportError | None:
+        """In TLS 1.3 the server looks at our certificate after our handshake is over, and its alert is lost when
+        it closes on a request that it did not read: so listen before asking anything."""
+        tls.settimeout(LISTEN_SECONDS)
+        try:
+            closed = tls.recv(1) == b""
+        except TimeoutError:
+            return None  # nothing to say: it waits for a request
+        except OSError as err:
+            return _tls_failure(self._name, err if isinstance(err, ssl.SSLError) else None)
+        if not closed:
+            return None
+        return TransportError(
+            f"{self._name} closes the connection after the handshake",
+            link="tls-client",
+            hint="some servers do so when they do not accept the client certificate",
+        )
 
     def _distrust(self, err: ssl.SSLCertVerificationError) -> tuple[str, str]:
         why = plain_line(err.verify_message)
