@@ -66,7 +66,10 @@ class Database:
         """StorageError unless the schema is this program's."""
         with self.read() as connection:
             if not sa.inspect(connection).has_table("alembic_version"):
-                raise StorageError("the database is empty", hint="run: ca-proxy init")
+                raise StorageError(
+                    "the database is empty",
+                    hint="is this the right directory? restore proxy.db from a backup",
+                )
             found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
         if found != schema.HEAD:
             raise StorageError(

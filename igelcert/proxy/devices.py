@@ -188,8 +188,12 @@ def import_csv(context: Context, text: str) -> list[Token]:
     All or none: an error names its line.
     """
     reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), strict=True, delimiter=_delimiter(text))
-    columns = [name.strip().lower() for name in reader.fieldnames or ()]
-    if "unit_id" not in columns or not set(columns) <= {"unit_id", "directory", "hostname"}:
+    try:
+        columns = [name.strip().lower() for name in reader.fieldnames or ()]
+    except csv.Error as err:
+        raise SettingsError("line 1", f"is not CSV: {err}") from None
+    known = {"unit_id", "directory", "hostname"}
+    if "unit_id" not in columns or not set(columns) <= known or len(set(columns)) != len(columns):
         raise SettingsError("line 1", "is not the heading unit_id,directory,hostname")
     reader.fieldnames = columns
     made = []

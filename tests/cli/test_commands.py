@@ -116,6 +116,16 @@ def test_devices(data: Path, tmp_path: Path) -> None:
     sheet.write_text("unit_id,directory\nD1,/Rome\nC1,/Rome\n")
     done = proxy(data, "device", "import", sheet)
     assert done.returncode == 78 and "line 3" in done.stderr
+    for text, sentence in (
+        ("", "line 1"), ('{"unit_id": 1}', "line 1"), ('a"b,"c\n', "line 1"), ("unit_id\nE1,/x\n", "line 2"),
+        ('unit_id\n"E1\n', "not CSV"), ("unit_id,unit_id\nE1,E2\n", "line 1"), ("unit_id\n../E1\n", "line 2"),
+    ):  # fmt: skip
+        sheet.write_text(text)
+        done = proxy(data, "device", "import", sheet)
+        assert done.returncode == 78 and sentence in done.stderr and "Traceback" not in done.stderr, (
+            text,
+            done.stderr,
+        )
     listed = json.loads(proxy(data, "device", "list", "--json").stdout)
     assert {(each["unit_id"], each["directory"]) for each in listed} == {
         ("A1", "/Berlin/2"),
