@@ -73,6 +73,8 @@ def relay(
 def _ask(context: Context, upstream: Upstream, ask: records.Ask) -> Answer:
     try:
         with context.upstreams.slot():
+            # first what its answer is judged by: a certificate that could not be checked would be lost
+            cacerts.fresh(context, upstream)
             outcome = upstream.enroll(ask.csr.der)
             if isinstance(outcome, Issued):
                 good = _checked(context, upstream, outcome, ask.csr)
