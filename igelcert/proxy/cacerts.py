@@ -69,9 +69,12 @@ def remember(context: Context, version: int, certs: list[bytes]) -> None:
         mine_again = ca_certificates.c.sha256.in_([row["sha256"] for row in rows])
         connection.execute(ca_certificates.delete().where(mine, mine_again))
         connection.execute(ca_certificates.insert(), rows)
-        if not before >= {row["sha256"] for row in rows}:
+        grown = not before >= {row["sha256"] for row in rows}
+        if grown:
             count = int(Database.meta_in(connection, "trust_version", "0")) + 1
             Database.put_meta(connection, "trust_version", str(count))
+    if grown:
+        context.trust_changes += 1
 
 
 def trust_version(context: Context) -> int:

@@ -94,6 +94,7 @@ class Context:
 
     def __init__(self, data: Path) -> None:
         self.data = data
+        self.trust_changes = 0  # counted by this process: its own TLS front need not wait to look
         self.config = _config(data / "proxy.toml")
 
     @classmethod

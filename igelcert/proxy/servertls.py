@@ -40,6 +40,7 @@ class ServerTls:
         self._lock = threading.Lock()
         self._tls: ssl.SSLContext | None = None
         self._trust = -1
+        self._changes = 0
         self._renew_at = 0.0
         self._looked = 0.0
 
@@ -47,8 +48,10 @@ class ServerTls:
         with self._lock:
             if self._tls is None:
                 self._make(cacerts.trust_version(self._context))
-            elif time.monotonic() - self._looked > LOOK_SECONDS:
-                self._looked = time.monotonic()
+            elif (
+                time.monotonic() - self._looked > LOOK_SECONDS or self._changes != self._context.trust_changes
+            ):
+                self._looked, self._changes = time.monotonic(), self._context.trust_changes
                 try:
                     trust = cacerts.trust_version(self._context)
                     if trust != self._trust or time.time() >= self._renew_at:
