@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Certificate",
+    "CertificateSet",
+    "Envelope",
     "Key",
     "Keystore",
+    "SignedMessage",
     "cms_certificates",
     "libcrypto_version",
+    "open_envelope",
     "parse_certificate",
     "read_pfx",
     "spki_type",
@@ -124,6 +128,13 @@ class Key:
         """AlgorithmIdentifier (DER) and signature, with the hash that fits the key."""
         alg, sig = ffi.new("igc_buf *"), ffi.new("igc_buf *")
         _check("signing", lib.igc_key_sign(self._handle, tbs, len(tbs), alg, sig))
+        return _take(alg), _take(sig)
+
+    def sign_with(self, digest: str, tbs: bytes) -> tuple[bytes, bytes]:
+        """As sign(), with "sha1", "sha256", "sha384" or "sha512"; RSA and ECDSA keys only."""
+        alg, sig = ffi.new("igc_buf *"), ffi.new("igc_buf *")
+        rc = lib.igc_key_sign_with(self._handle, digest.encode(), tbs, len(tbs), alg, sig)
+        _check("signing", rc)
         return _take(alg), _take(sig)
 
     def __repr__(self) -> str:
@@ -324,6 +335,71 @@ def cms_certificates(ber: bytes) -> list[bytes]:
     out = ffi.new("igc_buf *")
     _check("reading a CMS message", lib.igc_cms_certs(ber, len(ber), out))
     return split_list(_take(out))
+
+
+class CertificateSet:
+    """Certificates read once, to sign for, encrypt for or verify with many times. Safe for threads."""
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, certs: Iterable[bytes]) -> None:
+        """DER, at most 100; as libcrypto reads them, less strict than `Certificate`."""
+        known, out = b"".join(certs), ffi.new("igc_certs **")
+        _check("reading certificates", lib.igc_certs_read(known, len(known), out))
+        self._handle = ffi.gc(out[0], lib.igc_certs_free)
+
+
+class Envelope:
+    """Parts of an EnvelopedData (RFC 5652 6.1) for one RSA recipient."""
+
+    __slots__ = ("iv", "sealed", "wrapped")
+
+    def __init__(self, to: CertificateSet, cipher: str, content: bytes) -> None:
+        """`content` under a fresh key for the first certificate of `to`. cipher: see igc_envelope_make."""
+        wrapped, iv, sealed = ffi.new("igc_buf *"), ffi.new("igc_buf *"), ffi.new("igc_buf *")
+        rc = lib.igc_envelope_make(to._handle, cipher.encode(), content, len(content), wrapped, iv, sealed)
+        _check("encrypting a message", rc)
+        self.wrapped = _take(wrapped)
+        self.iv = _take(iv)
+        self.sealed = _take(sealed)
+
+
+def open_envelope(ber: bytes, key: Key, mine: CertificateSet, *, weak: bool = False) -> tuple[bytes, str]:
+    """Content of an EnvelopedData and the cipher that it was under; the first of `mine` belongs to `key`.
+
+    weak: triple DES is opened, too. CryptoError MISMATCH: for somebody else; INTEGRITY: does not decrypt.
+    """
+    out, cipher = ffi.new("igc_buf *"), ffi.new("char[32]")
+    rc = lib.igc_envelope_open(ber, len(ber), key._handle, mine._handle, weak, out, cipher)
+    _check("opening a message", rc)
+    return _take(out), str(ffi.string(cipher).decode())
+
+
+class SignedMessage:
+    """A SignedData whose one signature verified (RFC 5652 5.1). Who the signer is, the caller judges.
+
+    content: None when there is none. attributes: signed ones, each DER, one after the other; None when the
+    signature is over the content itself. signer: its certificate, DER. certs: enclosed ones, DER.
+    """
+
+    __slots__ = ("attributes", "certs", "content", "content_type", "digest", "signer")
+
+    def __init__(
+        self, ber: bytes, signers: CertificateSet, *, enclosed: bool = False, weak: bool = False
+    ) -> None:
+        """signers: certificates that may have signed. enclosed: those in the message may, too. weak: SHA-1."""
+        raw = ffi.new("igc_signed *")
+        rc = lib.igc_signed_open(ber, len(ber), signers._handle, enclosed, weak, raw)
+        _check("verifying a signed message", rc)
+        try:
+            self.content = _bytes(raw.content) if raw.has_content else None
+            self.content_type = _bytes(raw.content_type).decode("ascii")
+            self.attributes = _bytes(raw.attributes) if raw.signed_attributes else None
+            self.signer = _bytes(raw.signer)
+            self.certs = split_list(_bytes(raw.certs))
+            self.digest = str(ffi.string(raw.digest).decode())
+        finally:
+            lib.igc_signed_clear(raw)
 
 
 # ---- PKCS#12 ------------------------------------------------------------------------------------

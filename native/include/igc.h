@@ -104,6 +104,11 @@ int igc_key_spki(const igc_key *key, igc_buf *out); /* SubjectPublicKeyInfo, DER
    alg: AlgorithmIdentifier, DER. */
 int igc_key_sign(const igc_key *key, const uint8_t *tbs, size_t tbs_len, igc_buf *alg, igc_buf *sig);
 
+/* The same with a digest of the caller's choice for RSA and ECDSA: "sha1" "sha256" "sha384" "sha512". Keys whose
+   signatures fix it (Ed25519, Ed448) give IGC_E_KEYTYPE: RFC 8419 binds them to a digest of their own. */
+int igc_key_sign_with(const igc_key *key, const char *digest, const uint8_t *tbs, size_t tbs_len, igc_buf *alg,
+                      igc_buf *sig);
+
 /* ---- public keys ---- */
 /* Type of a SubjectPublicKeyInfo, as igc_key_type(). IGC_E_KEYTYPE: unknown algorithm or
    explicit EC parameters; IGC_E_BADKEY: point not on the curve or infinity, RSA modulus
@@ -161,6 +166,43 @@ int igc_chain_verify(const uint8_t *leaf, size_t leaf_len, const uint8_t *pool, 
    (indefinite length, segments), as a certificate list in their order. None is no error.
    At most 1 MiB, 200 certificates, nesting 32. Trailing bytes are refused. */
 int igc_cms_certs(const uint8_t *ber, size_t len, igc_buf *certs);
+
+/* A certificate list read once, for those who use it again and again (public keys cost more to read than to
+   use). As libcrypto reads them: SCEP peers send some that RFC 5280 would not have. At most 100. */
+typedef struct igc_certs igc_certs;
+int igc_certs_read(const uint8_t *list, size_t len, igc_certs **out);
+void igc_certs_free(igc_certs *certs);
+
+/* What an EnvelopedData (RFC 5652 6.1) with one RSA recipient is made of. The content-encryption key is drawn
+   here and never leaves but wrapped (RSAES-PKCS1-v1_5). cipher: "aes-128-cbc" "aes-256-cbc" "des-ede3-cbc".
+   The recipient is the first of `to`. IGC_E_KEYTYPE when its key is not RSA. */
+int igc_envelope_make(const igc_certs *to, const char *cipher, const uint8_t *content, size_t content_len,
+                      igc_buf *wrapped, igc_buf *iv, igc_buf *sealed);
+/* The content of an EnvelopedData in DER or BER. We are found in it by the first of `mine`, the certificate of `key`.
+   cipher (32 bytes) names what it was under, as above. With weak 0 only AES is opened; DES and RC2 never.
+   IGC_E_MISMATCH: meant for somebody else; IGC_E_INTEGRITY: it does not decrypt, whatever the cause (no
+   oracle: a wrong key and wrong padding are one); IGC_E_LIMIT as in igc_cms_certs. */
+int igc_envelope_open(const uint8_t *ber, size_t len, const igc_key *key, const igc_certs *mine, int weak,
+                      igc_buf *content, char *cipher);
+
+typedef struct {
+    igc_buf content;      /* octets, segments joined */
+    int has_content;      /* 0: detached or none */
+    igc_buf content_type; /* dotted OID */
+    igc_buf attributes;   /* signed attributes: Attribute, DER, one after the other, as sent */
+    igc_buf signer;       /* the certificate that verified, DER */
+    igc_buf certs;        /* enclosed certificates, list */
+    char digest[32];      /* "sha256" */
+    int signed_attributes; /* 0: there are none, and the signature is over the content itself */
+} igc_signed;
+/* Opens and verifies a SignedData (RFC 5652 5.1) with exactly one signer, DER or BER. The signer's certificate
+   is looked for in `signers`, and with `enclosed` in the message, too; no chain is built: who the
+   signer is, the caller judges. With signed attributes content type and message digest must be there once
+   and agree (RFC 5652 11.1, 11.2). With weak 0 SHA-1 is refused; MD5 always.
+   IGC_E_CHAIN: the signer is none of those; IGC_E_SIGNATURE with the reason. */
+int igc_signed_open(const uint8_t *ber, size_t len, const igc_certs *signers, int enclosed, int weak,
+                    igc_signed *out);
+void igc_signed_clear(igc_signed *opened);
 
 /* ---- PKCS#12 ---- */
 /* PFX with key, certificate (localKeyID, friendlyName = name) and the list `cas`. modern

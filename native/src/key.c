@@ -397,23 +397,14 @@ out:
     return rc ? igc_fail(rc, NULL) : IGC_OK;
 }
 
-int igc_key_sign(const igc_key *key, const uint8_t *tbs, size_t tbs_len, igc_buf *alg, igc_buf *sig)
+static int sign(const igc_key *key, const EVP_MD *md, const uint8_t *tbs, size_t tbs_len, igc_buf *alg,
+                igc_buf *sig)
 {
     EVP_MD_CTX *ctx = NULL;
-    const EVP_MD *md;
     uint8_t *data = NULL;
     size_t len = 0;
-    int rc;
+    int rc = signature_algorithm(key->pkey, md, alg);
 
-    igc_begin();
-    if (key == NULL || (tbs == NULL && tbs_len) || alg == NULL || sig == NULL)
-        return igc_fail(IGC_E_ARG, NULL);
-    *alg = *sig = (igc_buf){NULL, 0};
-    if (!EVP_PKEY_is_a(key->pkey, "RSA") && !EVP_PKEY_is_a(key->pkey, "EC") &&
-        !EVP_PKEY_is_a(key->pkey, "ED25519") && !EVP_PKEY_is_a(key->pkey, "ED448"))
-        return igc_fail(IGC_E_KEYTYPE, NULL);
-    md = fitting_hash(key->pkey);
-    rc = signature_algorithm(key->pkey, md, alg);
     if (rc)
         return rc;
     ctx = EVP_MD_CTX_new();
@@ -428,4 +419,34 @@ int igc_key_sign(const igc_key *key, const uint8_t *tbs, size_t tbs_len, igc_buf
     OPENSSL_free(data);
     EVP_MD_CTX_free(ctx);
     return rc;
+}
+
+int igc_key_sign(const igc_key *key, const uint8_t *tbs, size_t tbs_len, igc_buf *alg, igc_buf *sig)
+{
+    igc_begin();
+    if (key == NULL || (tbs == NULL && tbs_len) || alg == NULL || sig == NULL)
+        return igc_fail(IGC_E_ARG, NULL);
+    *alg = *sig = (igc_buf){NULL, 0};
+    if (!EVP_PKEY_is_a(key->pkey, "RSA") && !EVP_PKEY_is_a(key->pkey, "EC") &&
+        !EVP_PKEY_is_a(key->pkey, "ED25519") && !EVP_PKEY_is_a(key->pkey, "ED448"))
+        return igc_fail(IGC_E_KEYTYPE, NULL);
+    return sign(key, fitting_hash(key->pkey), tbs, tbs_len, alg, sig);
+}
+
+int igc_key_sign_with(const igc_key *key, const char *digest, const uint8_t *tbs, size_t tbs_len, igc_buf *alg,
+                      igc_buf *sig)
+{
+    static const char *const allowed[] = {"sha1", "sha256", "sha384", "sha512"};
+    size_t i;
+
+    igc_begin();
+    if (key == NULL || digest == NULL || (tbs == NULL && tbs_len) || alg == NULL || sig == NULL)
+        return igc_fail(IGC_E_ARG, NULL);
+    *alg = *sig = (igc_buf){NULL, 0};
+    if (!EVP_PKEY_is_a(key->pkey, "RSA") && !EVP_PKEY_is_a(key->pkey, "EC"))
+        return igc_fail(IGC_E_KEYTYPE, NULL);
+    for (i = 0; i < sizeof(allowed) / sizeof(allowed[0]); i++)
+        if (strcmp(digest, allowed[i]) == 0)
+            return sign(key, EVP_get_digestbyname(digest), tbs, tbs_len, alg, sig);
+    return igc_fail(IGC_E_ARG, "this digest is not offered");
 }
