@@ -19,8 +19,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import pkcs12
-from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID, ObjectIdentifier
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, NameOID, ObjectIdentifier
 
+from .. import _der as der
 from ..codec.pkcs10 import CertificationRequest
 from ..errors import RemoteProtocolError, StorageError
 
@@ -88,6 +89,36 @@ class Authority:
     def server_files(self) -> tuple[Path, Path]:
         """Certificate chain and key of the EST server, PEM."""
         return self.directory / "server.pem", self._private / "server.key"
+
+    def private_file(self, name: str) -> Path:
+        return self._private / name
+
+    def scep_ra(self) -> tuple[tuple[Path, bytes], tuple[Path, bytes]]:
+        """(key file, certificate) of the registration authority that signs, and of the one that decrypts, as NDES
+        has them; made when they are first asked for."""
+        found = []
+        for name, title, usage in (
+            ("ra-sign", "Lab RA signing", "digital_signature"),
+            ("ra-encrypt", "Lab RA encryption", "key_encipherment"),
+        ):
+            place, key_place = self.directory / f"{name}.pem", self._private / f"{name}.key"
+            if not place.exists():
+                self._scep_service(title, usage, place, key_place)
+            cert = load_certificate(place).public_bytes(serialization.Encoding.DER)
+            found.append((key_place, cert))
+        return found[0], found[1]
+
+    def _scep_service(self, title: str, usage: str, place: Path, key_place: Path) -> None:
+        key = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+        builder = self._builder(
+            _name(title), key.public_key(), self.issuing.subject, self._key.public_key(), 5 * YEAR
+        )
+        builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        cert = builder.add_extension(_usage(usage), critical=True).sign(self._key, hashes.SHA256())
+        pem = serialization.Encoding.PEM
+        text = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+        self._write(key_place, text, 0o600)
+        self._write(place, cert.public_bytes(pem))
 
     # ---- first start ----------------------------------------------------------------------------
 
@@ -215,8 +246,9 @@ class Authority:
             )
         key = serialization.load_der_public_key(request.spki)
         try:
-            csr = x509.load_der_x509_csr(request.der)
-            builder = self._builder(csr.subject, key, self.issuing.subject, self._key.public_key(), validity)
+            builder = self._builder(
+                _subject(request), key, self.issuing.subject, self._key.public_key(), validity
+            )
             builder = builder.add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             usages = (
                 ["digital_signature", "key_encipherment"]
@@ -227,8 +259,7 @@ class Authority:
             purposes = [ExtendedKeyUsageOID.CLIENT_AUTH, ExtendedKeyUsageOID.SERVER_AUTH]
             builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
             if request.sans:
-                san = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName)
-                builder = builder.add_extension(san.value, critical=not request.subject)
+                builder = builder.add_extension(_alternative_names(request), critical=not request.subject)
             cert = builder.sign(self._key, hashes.SHA256())
         except ValueError as err:
             raise RemoteProtocolError(f"no certificate can be made of this request: {err}") from None
@@ -237,6 +268,19 @@ class Authority:
             cert.public_bytes(serialization.Encoding.PEM),
         )
         return cert.public_bytes(serialization.Encoding.DER)
+
+
+def _subject(request: CertificationRequest) -> x509.Name:
+    """The subject as it was sent. Only a request around it can be loaded; the one that came may have its
+    attributes in an order of its own, as strongSwan writes them, and is refused for that."""
+    info = der.sequence(der.integer(0), request.subject_der, request.spki, der.tlv(0xA0, b""))
+    algorithm = der.sequence(der.oid("1.3.101.112"))
+    return x509.load_der_x509_csr(der.sequence(info, algorithm, der.bit_string(b"\0"))).subject
+
+
+def _alternative_names(request: CertificationRequest) -> x509.UnrecognizedExtension:
+    names = (der.tlv(0x80 | kind, value) if kind in {1, 2, 6, 7} else value for kind, value in request.sans)
+    return x509.UnrecognizedExtension(ExtensionOID.SUBJECT_ALTERNATIVE_NAME, der.sequence(*names))
 
 
 def _usage(*names: str) -> x509.KeyUsage:

@@ -11,7 +11,8 @@ from pathlib import Path
 from ..errors import Error, StorageError
 from .authority import Authority
 from .est import EstService, Options
-from .server import EstServer, run
+from .scep import MODES, ScepOptions, ScepService
+from .server import Server, run, tls_context
 
 __all__ = ["main"]
 
@@ -25,7 +26,8 @@ It is no place for real certificates: its keys lie unencrypted in DIR/private.
 """
 EPILOG = """\
 examples:
-  lab-ca serve --dir lab --est 127.0.0.1:8085
+  lab-ca serve --dir lab                        EST on 127.0.0.1:8085, SCEP on 127.0.0.1:8086
+  lab-ca serve --dir lab --scep 127.0.0.1:0 --scep-mode ndes --scep-challenge-file secret
   lab-ca serve --dir lab --est 127.0.0.1:0 --validity 10m --pending 30
 
 exit status: 0 ended by a signal, 1 failed, 64 usage
@@ -66,9 +68,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     serve.add_argument("--dir", type=Path, required=True, metavar="DIR", help="where the CA lives")
     serve.add_argument(
-        "--est", type=_address, default=("127.0.0.1", 8085), metavar="HOST:PORT",
-        help="where EST listens (default 127.0.0.1:8085; port 0 takes a free one, DIR/run.json names it)",
+        "--est", type=_address, metavar="HOST:PORT",
+        help="where EST listens; port 0 takes a free one, DIR/run.json names it "
+        "(default 127.0.0.1:8085 when no listener is named)",
     )  # fmt: skip
+    serve.add_argument(
+        "--scep", type=_address, metavar="HOST:PORT",
+        help="where SCEP listens, plain HTTP (default 127.0.0.1:8086 when no listener is named)",
+    )  # fmt: skip
+    serve.add_argument("--scep-https", type=_address, metavar="HOST:PORT", help="where SCEP listens over TLS")
+    serve.add_argument(
+        "--scep-mode",
+        choices=MODES,
+        default="standard",
+        help="standard: as RFC 8894 has it; ejbca, ndes: like those products, as far as they are described",
+    )
+    serve.add_argument(
+        "--scep-challenge-file",
+        type=Path,
+        metavar="FILE",
+        help="the challenge password (first line) that each SCEP request must carry",
+    )
+    serve.add_argument(
+        "--scep-users",
+        type=Path,
+        metavar="FILE",
+        help="CA mode: lines of a common name, a blank and its challenge password, each good for one certificate",
+    )
+    serve.add_argument(
+        "--ndes-user",
+        default="",
+        metavar="NAME",
+        help="who may see the page of one-time challenges (mode ndes)",
+    )
+    serve.add_argument("--ndes-password-file", type=Path, metavar="FILE", help="and the password for it")
     serve.add_argument(
         "--validity",
         type=_duration,
@@ -101,30 +134,74 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _first_line(path: Path | None) -> str:
+    if path is None:
+        return ""
+    try:
+        return path.read_text(encoding="utf-8").split("\n", 1)[0].rstrip("\r")
+    except (OSError, UnicodeDecodeError) as err:
+        raise StorageError(f"{path} cannot be read: {err}") from None
+
+
 def _options(args: argparse.Namespace) -> Options:
     if bool(args.est_user) != bool(args.est_password_file):
         raise Error("--est-user and --est-password-file belong together")
-    password = ""
-    if args.est_password_file:
-        try:
-            password = args.est_password_file.read_text(encoding="utf-8").rstrip("\r\n")
-        except (OSError, UnicodeDecodeError) as err:
-            raise StorageError(f"{args.est_password_file} cannot be read: {err}") from None
     oids = tuple(oid for oid in args.csrattrs.split(",") if oid)
-    return Options(args.validity, args.pending, args.est_user, password, oids)
+    return Options(args.validity, args.pending, args.est_user, _first_line(args.est_password_file), oids)
+
+
+def _scep_options(args: argparse.Namespace) -> ScepOptions:
+    if bool(args.ndes_user) != bool(args.ndes_password_file):
+        raise Error("--ndes-user and --ndes-password-file belong together")
+    users = []
+    if args.scep_users:
+        try:
+            lines = args.scep_users.read_text(encoding="utf-8").splitlines()
+        except (OSError, UnicodeDecodeError) as err:
+            raise StorageError(f"{args.scep_users} cannot be read: {err}") from None
+        for line in filter(str.strip, lines):
+            name, blank, password = line.rpartition(" ")
+            if not blank:
+                raise Error(f"{args.scep_users}: a line is no name with a password")
+            users.append((name.strip(), password))
+    return ScepOptions(
+        args.scep_mode,
+        args.validity,
+        args.pending,
+        _first_line(args.scep_challenge_file),
+        tuple(users),
+        args.ndes_user,
+        _first_line(args.ndes_password_file),
+    )
+
+
+def _log(line: str) -> None:
+    print(f"lab-ca: {line}", file=sys.stderr, flush=True)
+
+
+def _servers(args: argparse.Namespace) -> list[Server]:
+    if not (args.est or args.scep or args.scep_https):
+        args.est, args.scep = ("127.0.0.1", 8085), ("127.0.0.1", 8086)
+    hosts = [address[0] for address in (args.est, args.scep_https) if address]
+    authority = Authority(args.dir, tuple(hosts))
+    (args.dir / "run.json").unlink(missing_ok=True)
+    servers = []
+    if args.est:
+        context = tls_context(authority, args.trust_clients)
+        servers.append(Server("est", args.est, EstService(authority, _options(args)), context, args.quiet))
+    if args.scep or args.scep_https:
+        service = ScepService(authority, _scep_options(args), (lambda _: None) if args.quiet else _log)
+        if args.scep:
+            servers.append(Server("scep", args.scep, service, None, args.quiet))
+        if args.scep_https:
+            servers.append(Server("scep_https", args.scep_https, service, tls_context(authority), args.quiet))
+    return servers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
-        authority = Authority(args.dir, (args.est[0],))
-        (args.dir / "run.json").unlink(missing_ok=True)
-        service = EstService(authority, _options(args))
-        try:
-            server = EstServer(args.est, authority, service, args.trust_clients, args.quiet)
-        except OSError as err:
-            raise Error(f"cannot listen on {args.est[0]}:{args.est[1]}: {err.strerror or err}") from None
-        run(server, args.dir)
+        run(_servers(args), args.dir)
     except Error as err:
         print(f"lab-ca: error: {err}", file=sys.stderr)
         if err.hint:

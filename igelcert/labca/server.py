@@ -1,4 +1,4 @@
-"""HTTPS for the lab CA: a thread for each connection, bounded in number, size and time."""
+"""HTTP and HTTPS for the lab CA: a thread for each connection, bounded in number, size and time."""
 
 from __future__ import annotations
 
@@ -12,19 +12,23 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from ..codec import est
 from ..codec.http import Request, Response
 from ..errors import Error
 from .authority import Authority
-from .est import EstService
 
-__all__ = ["EstServer", "run"]
+__all__ = ["Server", "Service", "run", "tls_context"]
 
 MAX_BODY = 65_536
 TIMEOUT = 20.0  # seconds a connection may stay silent, the handshake included
 MAX_CONNECTIONS = 64
+
+
+class Service(Protocol):
+    def answer(self, request: Request, client: bytes | None) -> Response:
+        """`client`: the verified TLS client certificate, DER."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -33,11 +37,12 @@ class _Handler(BaseHTTPRequestHandler):
     sys_version = ""
     timeout = TIMEOUT
     wbufsize = 65_536  # header and body leave together: some EST clients read the header in one go
-    server: EstServer
+    server: Server
 
     def setup(self) -> None:
         self.request.settimeout(TIMEOUT)
-        self.request = self.server.context.wrap_socket(self.request, server_side=True)
+        if self.server.context is not None:
+            self.request = self.server.context.wrap_socket(self.request, server_side=True)
         super().setup()
 
     def handle_one_request(self) -> None:
@@ -76,7 +81,8 @@ class _Handler(BaseHTTPRequestHandler):
             )
         body = self.rfile.read(length)
         request = Request(self.command, self.path, tuple(self.headers.items()), body)
-        return self.server.service.answer(request, self.connection.getpeercert(True))
+        client = self.connection.getpeercert(True) if self.server.context is not None else None
+        return self.server.service.answer(request, client)
 
     do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _serve
 
@@ -85,35 +91,53 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.log(f"{self.client_address[0]} {line[:300]}")
 
 
-class EstServer(ThreadingHTTPServer):
+def tls_context(authority: Authority, clients: Path | None = None) -> ssl.SSLContext:
+    """The server's certificate; a client's is asked for, of our CAs or those of the file `clients`."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.load_cert_chain(*authority.server_files)
+    context.verify_mode = ssl.CERT_OPTIONAL
+    context.load_verify_locations(authority.directory / "root.pem")
+    context.load_verify_locations(authority.directory / "issuing.pem")
+    if clients:
+        try:
+            context.load_verify_locations(clients)
+        except (OSError, ssl.SSLError) as err:
+            raise Error(f"{clients} holds no CA certificates: {err}") from None
+    return context
+
+
+class Server(ThreadingHTTPServer):
+    """name: "est", "scep" or "scep_https". context None: plain HTTP."""
+
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 128
 
     def __init__(
         self,
+        name: str,
         address: tuple[str, int],
-        authority: Authority,
-        service: EstService,
-        clients: Path | None,
+        service: Service,
+        context: ssl.SSLContext | None,
         quiet: bool,
     ) -> None:
+        self.name = name
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        super().__init__(address, _Handler)
+        try:
+            super().__init__(address, _Handler)
+        except OSError as err:
+            raise Error(f"cannot listen on {address[0]}:{address[1]}: {err.strerror or err}") from None
         self.service = service
+        self.context = context
         self._quiet = quiet
         self._slots = threading.BoundedSemaphore(MAX_CONNECTIONS)
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_2
-        self.context.load_cert_chain(*authority.server_files)
-        self.context.verify_mode = ssl.CERT_OPTIONAL
-        self.context.load_verify_locations(authority.directory / "root.pem")
-        self.context.load_verify_locations(authority.directory / "issuing.pem")
-        if clients:
-            try:
-                self.context.load_verify_locations(clients)
-            except (OSError, ssl.SSLError) as err:
-                raise Error(f"{clients} holds no CA certificates: {err}") from None
+
+    @property
+    def url(self) -> str:
+        host, port = self.server_address[:2]
+        shown = f"[{host!s}]" if ":" in str(host) else str(host)
+        return f"{'http' if self.context is None else 'https'}://{shown}:{port}"
 
     def process_request(self, request: Any, client_address: Any) -> None:
         if not self._slots.acquire(blocking=False):
@@ -139,23 +163,26 @@ class EstServer(ThreadingHTTPServer):
             print(f"lab-ca: {line}", file=sys.stderr, flush=True)
 
 
-def run(server: EstServer, directory: Path) -> None:
-    """Serves until SIGTERM or SIGINT; `directory`/run.json names process and port meanwhile."""
+def run(servers: list[Server], directory: Path) -> None:
+    """Serves until SIGTERM or SIGINT; `directory`/run.json names process and ports meanwhile."""
     place = directory / "run.json"
-    host, port = server.server_address[:2]
-    shown = f"[{host!s}]" if ":" in str(host) else str(host)
-
-    def stop(*_: object) -> None:
-        threading.Thread(target=server.shutdown, daemon=True).start()
-
-    signal.signal(signal.SIGTERM, stop)
-    signal.signal(signal.SIGINT, stop)
+    ended = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: ended.set())
+    signal.signal(signal.SIGINT, lambda *_: ended.set())
+    ports = {f"{server.name}_port": server.server_address[1] for server in servers}
     temporary = directory / "run.json.new"
-    temporary.write_text(json.dumps({"pid": os.getpid(), "est_port": port}) + "\n")
+    temporary.write_text(json.dumps({"pid": os.getpid(), **ports}) + "\n")
     temporary.replace(place)
-    print(f"lab-ca: EST on https://{shown}:{port}", flush=True)
+    threads = [threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True) for server in servers]
+    for thread in threads:
+        thread.start()
+    for server in servers:
+        print(f"lab-ca: {server.name.partition('_')[0].upper()} on {server.url}", flush=True)
     try:
-        server.serve_forever(poll_interval=0.1)
+        while not ended.wait(0.5):
+            pass
     finally:
         place.unlink(missing_ok=True)
-        server.server_close()
+        for server in servers:
+            server.shutdown()
+            server.server_close()
