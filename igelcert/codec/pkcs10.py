@@ -133,7 +133,7 @@ def parse(data: bytes, *, verify: bool = True) -> CertificationRequest:
     """Reads strictly what a device may send; proves possession of the key unless told otherwise.
 
     Refused: ambiguous names (two CNs), empty or over-long values, NUL and control characters, anything
-    given twice, versions other than 0 and 1, keys nobody may use, hashes older than SHA-1.
+    given twice, versions above 2, keys nobody may use, hashes older than SHA-1.
     """
     if len(data) > MAX_CSR:
         raise RemoteProtocolError(
@@ -156,7 +156,7 @@ def _parse(data: bytes, verify: bool) -> CertificationRequest:
     if unused:
         raise RemoteProtocolError("the signature of the request is not whole octets")
     info = der.Reader(info_raw).enter()
-    if info.integer() not in (0, 1):
+    if info.integer() not in (0, 1, 2):  # 0 by RFC 2986; Apple has sent 2
         raise RemoteProtocolError("the version of the certification request is not 0")
     subject_der = info.raw(0x30)
     subject = _read_name(subject_der)

@@ -105,7 +105,7 @@ def caps_reply(response: Response) -> Capabilities:
     if response.status != 200:
         return Capabilities()
     text = response.body[:65_536].decode("utf-8", "replace").removeprefix("\ufeff")
-    found = (_WORDS.get(line.strip().strip("\0").lower()) for line in text.splitlines())
+    found = (_WORDS.get(line.strip().lower()) for line in text.splitlines())
     return Capabilities(tuple(dict.fromkeys(word for word in found if word)))
 
 
@@ -301,10 +301,16 @@ def operation_request(path: str, message: bytes, *, post: bool) -> Request:
 
 
 def operation_reply(
-    response: Response, signers: crypto.CertificateSet, *, transaction: str, nonce: bytes, weak: bool = False
+    response: Response,
+    signers: crypto.CertificateSet,
+    *,
+    transaction: str,
+    nonce: bytes,
+    legacy: bool = False,
 ) -> Message | Refused:
     """The CertRep to our request, verified and matched; Refused for an HTTP refusal (EJBCA's pages, NDES's).
 
+    legacy: SHA-1 may sign certificates, too; NDES signs its refusals with nothing else, so those always pass.
     RemoteProtocolError for an answer that is not to our request, or not from the CA.
     """
     if response.status != 200:
@@ -315,7 +321,7 @@ def operation_reply(
             f"the server answered with no pkiMessage: {plain_reason(response, 160) or 'nothing'}",
             status_hint=502,
         )
-    found = pkimessage.read(response.body, signers, weak=weak)
+    found = pkimessage.read(response.body, signers, weak=True)
     if found.kind != pkimessage.CERT_REP:
         raise RemoteProtocolError(
             f"the answer has messageType {found.kind} instead of 3 (CertRep)", status_hint=502
@@ -333,16 +339,22 @@ def operation_reply(
         raise RemoteProtocolError("the answer's pkiStatus is missing", status_hint=502)
     if found.status not in {pkimessage.SUCCESS, pkimessage.FAILURE, pkimessage.PENDING}:
         raise RemoteProtocolError(f"the answer's pkiStatus {found.status} is unknown", status_hint=502)
+    if found.digest == "sha1" and found.status != pkimessage.FAILURE and not legacy:
+        raise RemoteProtocolError(
+            "the answer is signed with SHA-1, which is not allowed",
+            status_hint=502,
+            hint="if it is an old server that you trust: ca-proxy ca set-scep --legacy",
+        )
     return found
 
 
-def outcome(message: Message, mine: Identity, *, weak: bool = False) -> Outcome:
+def outcome(message: Message, mine: Identity, *, legacy: bool = False) -> Outcome:
     """What a CertRep says: Issued, Pending or Refused. `mine`: who signed the request; the answer is for it."""
     if message.status == pkimessage.PENDING:
         return Pending(POLL_SECONDS)
     if message.status == pkimessage.FAILURE:
         return Refused(403, _refusal(message))
-    content, _cipher = message.open(mine, weak=weak)
+    content, _cipher = message.open(mine, weak=legacy)
     found = read_certs_only(content)
     if not found:
         raise RemoteProtocolError("the answer says success and holds no certificate", status_hint=502)

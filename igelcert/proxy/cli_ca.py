@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import crypto
+from ..codec.pem import decode_pem
 from . import cacerts
 from .clitools import Output, UsageError, read_file, read_password, when
 from .context import Context
 from .database import now
 from .keystore import open_keystore
 from .upstream import Step
-from .upstream.config import CaConfig, EstSettings, clear, load, show, store
+from .upstream.config import CaConfig, EstSettings, ScepSettings, clear, load, show, store
 
 __all__ = ["add_commands"]
 
@@ -27,10 +28,22 @@ keystore and its key share one password. The new configuration counts from the n
 """
 
 
+SET_SCEP = """\
+Configures the CA: a SCEP server (RFC 8894), such as EJBCA or Microsoft's NDES.
+
+The URL is the whole address, as http://pki.example.com/ejbca/publicweb/apply/scep/ALIAS/pkiclient.exe or
+http://ndes.example.com/certsrv/mscep/mscep.dll. Without --fingerprint anybody between this machine and the server can
+pose as the CA: get it from the CA's operator (MD5, SHA-1 or SHA-256 of the root certificate). Device keys of every
+type travel: the proxy signs with an RSA key of its own. A challenge password belongs into the certificate profile,
+as the device signs it; NDES's one-time challenges are fetched when --ndes-url is given. The new configuration
+counts from the next request on; no restart.
+"""
+
+
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     raw = argparse.RawDescriptionHelpFormatter
     ca = commands.add_parser(
-        "ca", help="the CA behind the proxy: set-est, show, test, clear", description=__doc__
+        "ca", help="the CA behind the proxy: set-est, set-scep, show, test, clear", description=__doc__
     )
     actions = ca.add_subparsers(dest="action", required=True, metavar="ACTION")
 
@@ -59,6 +72,66 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     est.add_argument("--yes", action="store_true", help="replace a configuration without asking")
     est.set_defaults(function=_set_est, opens=True)
 
+    scep = actions.add_parser(
+        "set-scep",
+        help="configure a SCEP server",
+        description=SET_SCEP,
+        parents=[common],
+        formatter_class=raw,
+    )
+    scep.add_argument("--name", required=True, metavar="N", help="how you call this configuration")
+    scep.add_argument("--url", required=True, metavar="URL", help="address of the SCEP server, http or https")
+    scep.add_argument(
+        "--profile",
+        default="",
+        metavar="P",
+        help="sent as `message` with GetCACert and GetCACaps (in EJBCA: the CA's name); leave it out if unsure",
+    )
+    scep.add_argument(
+        "--fingerprint",
+        default="",
+        metavar="HEX",
+        help="MD5, SHA-1 or SHA-256 fingerprint of the root CA certificate; colons, blanks and case do not matter",
+    )
+    scep.add_argument(
+        "--certificate",
+        type=Path,
+        metavar="FILE",
+        help="PEM: the certificate of an https server, or of its CA (default: the CAs of this system)",
+    )
+    scep.add_argument(
+        "--renewal",
+        choices=("pkcsreq", "renewalreq"),
+        default="pkcsreq",
+        help="messageType of renewals: PKCSReq (19, the default) or RenewalReq (17)",
+    )
+    scep.add_argument(
+        "--poll",
+        type=int,
+        default=60,
+        metavar="SECONDS",
+        help="between two questions after a pending request (default 60)",
+    )
+    scep.add_argument(
+        "--legacy",
+        action="store_true",
+        help="speak SHA-1 and triple DES with a server that announces nothing better",
+    )
+    scep.add_argument(
+        "--ndes-url",
+        default="",
+        metavar="URL",
+        help="the page of one-time challenges, .../certsrv/mscep_admin/",
+    )
+    scep.add_argument(
+        "--ndes-user", default="", metavar="NAME", help="the account that may see it (DOMAIN\\NAME)"
+    )
+    scep.add_argument(
+        "--ndes-password-file", type=Path, metavar="F", help="its password is the first line of F"
+    )
+    scep.add_argument("--yes", action="store_true", help="replace a configuration without asking")
+    scep.set_defaults(function=_set_scep, opens=True)
+
     text = "show the configuration, never its secrets"
     shown = actions.add_parser("show", help=text, description=text, parents=[common])
     shown.add_argument("--json", action="store_true", help="print JSON")
@@ -66,7 +139,8 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
     text = (
         "try every link to the CA and say in words which one fails: "
-        "name, TCP, TLS trust, client certificate, label, CA answer"
+        "name, TCP, TLS trust, and then for EST client certificate, label, CA answer; "
+        "for SCEP capabilities, CA certificates, fingerprint"
     )
     test = actions.add_parser("test", help=text, description=text, parents=[common])
     test.add_argument("--json", action="store_true", help="print JSON")
@@ -95,6 +169,44 @@ def _set_est(args: argparse.Namespace, output: Output, context: Context) -> int:
     return 0
 
 
+def _set_scep(args: argparse.Namespace, output: Output, context: Context) -> int:
+    if bool(args.ndes_url) != bool(args.ndes_password_file):
+        raise UsageError("--ndes-url, --ndes-user and --ndes-password-file belong together")
+    certificate = ""
+    if args.certificate is not None:
+        certificate = read_file("--certificate", args.certificate).decode("ascii", "replace")
+    settings = ScepSettings(
+        args.name,
+        args.url,
+        args.profile,
+        args.fingerprint,
+        certificate,
+        args.renewal,
+        args.legacy,
+        args.poll,
+        args.ndes_url,
+        args.ndes_user,
+    )
+    password = ""
+    if args.ndes_password_file is not None:
+        password = read_password("--ndes-password-file", args.ndes_password_file)
+    old = show(context)
+    if old is not None and old.kind != "scep":
+        _ask(args, f"This replaces the {old.kind.upper()} configuration {old.name!r}.")
+    store(context, settings, password=password)
+    if not settings.fingerprint and not settings.where[0]:
+        print(
+            "ca-proxy: warning: no fingerprint is configured and the URL is plain http:"
+            " anybody between can pose as the CA",
+            file=sys.stderr,
+        )
+    if len(settings.fingerprint) == 32:
+        print("ca-proxy: warning: an MD5 fingerprint can be forged; SHA-256 cannot", file=sys.stderr)
+    output.line(f"{settings.name}: SCEP on {settings.url}")
+    output.line("try it with: ca-proxy ca test")
+    return 0
+
+
 def _label(settings: EstSettings) -> str:
     return f"label {settings.label}" if settings.label else "no label"
 
@@ -114,16 +226,29 @@ def _show(args: argparse.Namespace, output: Output, context: Context) -> int:
         if args.json:
             output.json(None)
         else:
-            output.line("no CA is configured; see: ca-proxy ca set-est --help")
+            output.line("no CA is configured; see: ca-proxy ca set-est --help, ca-proxy ca set-scep --help")
         return 0
-    opened = open_keystore(config.keystore, config.password, 0)
     certs, fetched = cacerts.known(context, config.version)
     authorities = [crypto.parse_certificate(der) for der in certs]
     if args.json:
-        output.json(_as_json(config, opened.cert, authorities, fetched))
+        output.json(_as_json(config, authorities, fetched))
         return 0
+    output.line(f"Name                {config.settings.name}")
+    if isinstance(config.settings, ScepSettings):
+        _show_scep(config.settings, output)
+    else:
+        _show_est(config, output)
+    for cert in authorities:
+        output.line(f"CA certificate      {cert.subject_text}, until {when(cert.not_after)}")
+    if fetched:
+        output.line(f"  asked             {when(fetched)}")
+    output.line(f"Changed             {when(config.updated)}")
+    return 0
+
+
+def _show_est(config: CaConfig, output: Output) -> None:
+    opened = open_keystore(config.keystore, config.password, 0)
     est = config.est
-    output.line(f"Name                {est.name}")
     output.line("Protocol            EST")
     output.line(f"Server              {est.host}:{est.port}, {_label(est)}")
     output.line(f"Client certificate  {opened.cert.subject_text}")
@@ -133,20 +258,39 @@ def _show(args: argparse.Namespace, output: Output, context: Context) -> int:
     )
     for cert in opened.trust:
         output.line(f"Server trusted by   {cert.subject_text}")
-    for cert in authorities:
-        output.line(f"CA certificate      {cert.subject_text}, until {when(cert.not_after)}")
-    if fetched:
-        output.line(f"  asked             {when(fetched)}")
-    output.line(f"Changed             {when(config.updated)}")
-    return 0
 
 
-def _as_json(
-    config: CaConfig, cert: crypto.Certificate, authorities: list[crypto.Certificate], fetched: int
-) -> dict[str, Any]:
+def _show_scep(scep: ScepSettings, output: Output) -> None:
+    output.line("Protocol            SCEP")
+    output.line(f"Server              {scep.url}{f', profile {scep.profile}' if scep.profile else ''}")
+    output.line(f"Fingerprint         {scep.fingerprint or 'none: whoever answers is taken for the CA'}")
+    output.line(f"Renewals            {'PKCSReq' if scep.renewal == 'pkcsreq' else 'RenewalReq'}")
+    if scep.legacy:
+        output.line("Legacy              SHA-1 and triple DES are allowed")
+    if scep.ndes_url:
+        output.line(f"Challenges          {scep.ndes_url} as {scep.ndes_user}")
+    for der in decode_pem(scep.certificate.encode()):
+        output.line(f"Server trusted by   {crypto.parse_certificate(der).subject_text}")
+
+
+def _as_json(config: CaConfig, authorities: list[crypto.Certificate], fetched: int) -> dict[str, Any]:
+    return {
+        "name": config.settings.name,
+        **(_scep_json(config.settings) if isinstance(config.settings, ScepSettings) else _est_json(config)),
+        "ca_certificates": [
+            {"subject": each.subject_text, "sha256": each.sha256.hex(), "not_after": each.not_after}
+            for each in authorities
+        ],
+        "ca_certificates_fetched": fetched or None,
+        "version": config.version,
+        "updated": config.updated,
+    }
+
+
+def _est_json(config: CaConfig) -> dict[str, Any]:
+    cert = open_keystore(config.keystore, config.password, 0).cert
     return {
         "kind": "est",
-        "name": config.est.name,
         "host": config.est.host,
         "port": config.est.port,
         "label": config.est.label,
@@ -156,13 +300,20 @@ def _as_json(
             "serial": cert.serial_hex,
             "not_after": cert.not_after,
         },
-        "ca_certificates": [
-            {"subject": each.subject_text, "sha256": each.sha256.hex(), "not_after": each.not_after}
-            for each in authorities
-        ],
-        "ca_certificates_fetched": fetched or None,
-        "version": config.version,
-        "updated": config.updated,
+    }
+
+
+def _scep_json(scep: ScepSettings) -> dict[str, Any]:
+    return {
+        "kind": "scep",
+        "url": scep.url,
+        "profile": scep.profile,
+        "fingerprint": scep.fingerprint or None,
+        "renewal": scep.renewal,
+        "legacy": scep.legacy,
+        "poll": scep.poll,
+        "ndes_url": scep.ndes_url or None,
+        "ndes_user": scep.ndes_user or None,
     }
 
 
@@ -190,7 +341,7 @@ def _clear(args: argparse.Namespace, output: Output, context: Context) -> int:
     if row is None:
         output.line("no CA was configured")
         return 0
-    _ask(args, f"This removes the configuration {row.name!r} and its keystore.")
+    _ask(args, f"This removes the configuration {row.name!r} and its secrets.")
     clear(context)
     output.line(f"{row.name} was removed")
     return 0

@@ -15,7 +15,7 @@ from .context import Context
 from .database import now
 from .schema import devices, enrollments
 
-__all__ = ["Ask", "claim", "finish", "listing", "owner_of", "refuse"]
+__all__ = ["Ask", "Ticket", "claim", "finish", "issued_before", "listing", "owner_of", "refuse"]
 
 STALE_MARGIN = 60  # seconds beyond what a request can take, after which it is taken over: its proxy died
 RENEWABLE = (
@@ -52,8 +52,26 @@ class Ask:
         }
 
 
-def claim(context: Context, ask: Ask, version: int) -> Any | None:
-    """None: the request is ours to carry to the CA. A row: it is answered, pending or under way."""
+class Ticket:
+    """What an upstream keeps of a claimed request, in its row."""
+
+    __slots__ = ("_ask", "_context", "renewal", "value")
+
+    def __init__(self, context: Context, ask: Ask, value: str, renewal: bool) -> None:
+        self._context = context
+        self._ask = ask
+        self.value = value
+        self.renewal = renewal
+
+    def keep(self, value: str) -> None:
+        if value != self.value:
+            with self._context.db.begin() as connection:
+                connection.execute(enrollments.update().where(self._ask.where).values(upstream_state=value))
+            self.value = value
+
+
+def claim(context: Context, ask: Ask, version: int) -> Ticket | Any:
+    """A Ticket: the request is ours to carry to the CA. A row: it is answered, pending or under way."""
     fresh = {
         "friendly_name": ask.friendly_name,
         "operation": ask.operation,
@@ -71,11 +89,16 @@ def claim(context: Context, ask: Ask, version: int) -> Any | None:
                 row = connection.execute(sa.select(enrollments).where(ask.where)).one_or_none()
                 if row is not None and _stands(row, ask.operation, version, stale):
                     return row
-                if row is not None:
-                    connection.execute(enrollments.update().where(ask.where).values(fresh))
-                else:
+                if row is None:
                     connection.execute(enrollments.insert().values(**ask.identity, **fresh))
-                return None
+                    return Ticket(context, ask, "", ask.operation == "simplereenroll")
+                # an answer that is still to come is asked for where it was
+                open_ = row.config_version == version and row.state in {"running", "pending", "failed"}
+                value = row.upstream_state if open_ else ""
+                connection.execute(
+                    enrollments.update().where(ask.where).values(upstream_state=value, **fresh)
+                )
+                return Ticket(context, ask, value, ask.operation == "simplereenroll")
         except IntegrityError:
             continue  # somebody else inserted it meanwhile: look again
 
@@ -159,6 +182,13 @@ def _prune(connection: sa.Connection, unit_id: str) -> None:
         .limit(KEPT_REFUSALS)
     )
     connection.execute(enrollments.delete().where(mine, enrollments.c.id.not_in(kept)))
+
+
+def issued_before(context: Context, ask: Ask, certificate: crypto.Certificate) -> bool:
+    """Was this very certificate given out for another request, or earlier for this one?"""
+    query = sa.select(enrollments.c.id).where(enrollments.c.certificate_sha256 == certificate.sha256.hex())
+    with context.db.read() as connection:
+        return connection.execute(query.limit(1)).scalar() is not None
 
 
 def owner_of(context: Context, certificate: bytes) -> str | None:

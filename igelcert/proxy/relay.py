@@ -54,7 +54,7 @@ def relay(
         log.error("the CA cannot be used: %s", err)
         records.refuse(context, ask, "failed", str(err))
         return Answer(503, f"the proxy cannot use its CA: {err}", retry_after=DOWN_RETRY)
-    while (row := records.claim(context, ask, upstream.config.version)) is not None:
+    while not isinstance(row := records.claim(context, ask, upstream.config.version), records.Ticket):
         if row.state == "issued":
             return Answer(200, certificate=row.certificate)
         if row.state == "pending":
@@ -63,21 +63,24 @@ def relay(
             return Answer(202, "this very request is under way", retry_after=2)
         time.sleep(JOIN_STEP)
     try:
-        return _ask(context, upstream, ask)
+        return _ask(context, upstream, ask, row)
     except BaseException:
         with contextlib.suppress(Error):
             records.finish(context, ask, "failed", "the proxy was interrupted")
         raise
 
 
-def _ask(context: Context, upstream: Upstream, ask: records.Ask) -> Answer:
+def _ask(context: Context, upstream: Upstream, ask: records.Ask, ticket: records.Ticket) -> Answer:
     try:
         with context.upstreams.slot():
             # first what its answer is judged by: a certificate that could not be checked would be lost
             cacerts.fresh(context, upstream)
-            outcome = upstream.enroll(ask.csr.der)
+            outcome = upstream.enroll(ask.csr, ticket)
             if isinstance(outcome, Issued):
                 good = _checked(context, upstream, outcome, ask.csr)
+                if records.issued_before(context, ask, good.cert):
+                    # NDES does so when the same key asks twice
+                    raise CheckError("the CA gave an old certificate again instead of a new one")
     except TransportError as err:
         busy = err.link == "busy"
         records.finish(context, ask, "failed", str(err))

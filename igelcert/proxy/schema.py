@@ -30,10 +30,11 @@ __all__ = [
     "meta",
     "metadata",
     "profiles",
+    "scep_keys",
     "tokens",
 ]
 
-HEAD = "0001"  # the newest migration
+HEAD = "0002"  # the newest migration
 
 metadata = MetaData()
 # INTEGER PRIMARY KEY counts by itself in SQLite, BIGSERIAL in PostgreSQL
@@ -148,6 +149,7 @@ enrollments = Table(
     Column("certificate", LargeBinary),
     Column("certificate_sha256", String(64), index=True),
     Column("retry_at", BigInteger),
+    Column("upstream_state", Text, nullable=False, server_default=""),
     Column("created", BigInteger, nullable=False),
     Column("updated", BigInteger, nullable=False),
     UniqueConstraint("unit_id", "csr_sha256", name="one_answer"),
@@ -156,6 +158,15 @@ enrollments = Table(
     ),
 )
 Index("enrollments_updated", enrollments.c.updated)
+
+# RSA keys that sign SCEP messages; answers are encrypted for them
+scep_keys = Table(
+    "scep_keys",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("created", BigInteger, nullable=False),
+)
 
 audit = Table(
     "audit",

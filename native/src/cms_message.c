@@ -441,7 +441,7 @@ int igc_signed_open(const uint8_t *ber, size_t len, const igc_certs *signers, in
     STACK_OF(CMS_SignerInfo) *infos;
     CMS_SignerInfo *info;
     CMS_ContentInfo *cms;
-    X509 *signer;
+    X509 *signer, *named;
     int rc, i;
 
     igc_begin();
@@ -472,6 +472,12 @@ int igc_signed_open(const uint8_t *ber, size_t len, const igc_certs *signers, in
     if (signer == NULL) {
         rc = igc_fail(IGC_E_CHAIN, enclosed ? "the signer's certificate is not in the message"
                                             : "the signer is none of the certificates that may sign");
+        goto out;
+    }
+    /* a certificate of the signer's name and number that is another one: damaged, or worse */
+    named = signer_in(info, inside);
+    if (named && X509_cmp(named, signer) != 0) {
+        rc = igc_fail(IGC_E_CHAIN, "the signer's certificate in the message is not the one that is known");
         goto out;
     }
     rc = verify_signer(cms, info, signer, weak, out);

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import http.client
 import json
 import os
@@ -15,9 +16,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+
 __all__ = ["Device", "LabCa", "Proxy", "command", "lab_ca", "proxy", "run", "served"]
 
 START_SECONDS = 30
+SCEP_PATHS = {
+    "standard": "/scep",
+    "ejbca": "/ejbca/publicweb/apply/scep/lab/pkiclient.exe",
+    "ndes": "/certsrv/mscep/mscep.dll",
+}
 BIN = Path(sys.executable).parent
 
 
@@ -69,8 +78,16 @@ def served(args: list[str | Path], run_json: Path, log: Path) -> Iterator[dict[s
 
 @dataclass
 class LabCa:
+    """port: of EST. scep, scep_https: addresses of its SCEP service, "" when it is not offered."""
+
     dir: Path
     port: int
+    scep: str = ""
+    scep_https: str = ""
+
+    def root_fingerprint(self, name: str = "sha256") -> str:
+        cert = x509.load_pem_x509_certificate((self.dir / "root.pem").read_bytes())
+        return hashlib.new(name, cert.public_bytes(serialization.Encoding.DER)).hexdigest()
 
     def issued(self) -> list[Path]:
         """Every certificate that it ever issued."""
@@ -85,7 +102,13 @@ def lab_ca(directory: Path, *options: str | Path) -> Iterator[LabCa]:
     args = ["lab-ca", "serve", "--dir", directory, "--est", "127.0.0.1:0", *options]
     directory.mkdir(parents=True, exist_ok=True)
     with served(args, directory / "run.json", directory.parent / f"{directory.name}.log") as state:
-        yield LabCa(directory, state["est_port"])
+        mode = options[options.index("--scep-mode") + 1] if "--scep-mode" in options else "standard"
+        place = SCEP_PATHS[str(mode)]
+        plain = f"http://127.0.0.1:{state['scep_port']}{place}" if "scep_port" in state else ""
+        over_tls = (
+            f"https://localhost:{state['scep_https_port']}{place}" if "scep_https_port" in state else ""
+        )
+        yield LabCa(directory, state["est_port"], plain, over_tls)
 
 
 @dataclass
@@ -116,6 +139,9 @@ class Proxy:
             "ca", "set-est", "--name", "test", "--host", "localhost", "--port", str(port), "--yes",
             "--keystore", keystore, "--keystore-password-file", password_file, *options,
         )  # fmt: skip
+
+    def use_scep(self, url: str, *options: str | Path) -> None:
+        self.cli("ca", "set-scep", "--name", "test", "--url", url, "--yes", *options)
 
     def profile(self, name: str, *certs: dict[str, Any], directory: str = "", device: str = "") -> None:
         path = self.data.parent / "profile.json"
@@ -227,7 +253,7 @@ class Device:
 
 
 @contextlib.contextmanager
-def proxy(data: Path, config: str = "") -> Iterator[Proxy]:
+def proxy(data: Path, config: str = "", port: int = 0) -> Iterator[Proxy]:
     """A fresh proxy, or the one that is in `data` already; `config` goes to proxy.toml."""
     password = ""
     if not data.exists():
@@ -238,7 +264,7 @@ def proxy(data: Path, config: str = "") -> Iterator[Proxy]:
     if config:
         with (data / "proxy.toml").open("a") as file:
             file.write(config + "\n")
-    args: list[str | Path] = ["ca-proxy", "serve", "--data", data, "--listen", "127.0.0.1:0"]
+    args: list[str | Path] = ["ca-proxy", "serve", "--data", data, "--listen", f"127.0.0.1:{port}"]
     args += ["--admin-listen", "127.0.0.1:0"]
     with served(args, data / "run.json", data.parent / "proxy.log") as state:
         yield Proxy(data, state["device_port"], state["admin_port"], password)

@@ -1,4 +1,4 @@
-"""The CA side: one configured CA, reached over EST; who holds it, how many may ask at once.
+"""The CA side: one configured CA, reached over EST or SCEP; who holds it, how many may ask at once.
 
 Nothing here opens a connection by itself: only a device's request or `ca test` does.
 """
@@ -10,16 +10,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+from ...codec.pkcs10 import CertificationRequest
 from ...errors import TransportError
 from ...model import Outcome
-from .config import CaConfig, current_version, load
+from .config import CaConfig, EstSettings, current_version, load
 from .est import EstUpstream
-from .steps import Step
+from .scep import ScepUpstream
+from .scepkeys import TransportKeys
+from .steps import Step, Ticket
 
 if TYPE_CHECKING:
     from ..context import Context
 
-__all__ = ["Step", "Upstream", "Upstreams"]
+__all__ = ["ScepUpstream", "Step", "Ticket", "Upstream", "Upstreams"]
 
 
 class Upstream(Protocol):
@@ -30,8 +33,8 @@ class Upstream(Protocol):
     def cacerts(self) -> list[bytes]:
         """Its CA certificates, DER. TransportError, RemoteProtocolError."""
 
-    def enroll(self, csr: bytes) -> Outcome:
-        """Its answer to a CSR (DER). TransportError, RemoteProtocolError."""
+    def enroll(self, csr: CertificationRequest, ticket: Ticket) -> Outcome:
+        """Its answer to a request. TransportError, RemoteProtocolError, CheckError."""
 
     def test(self) -> Iterator[Step]:
         """Tries every link of the chain, one step after the other; ends at the first that fails."""
@@ -47,6 +50,7 @@ class Upstreams:
         self._context = context
         self._lock = threading.Lock()
         self._current: Upstream | None = None
+        self._keys = TransportKeys(context)
         self._slots = threading.BoundedSemaphore(context.config.upstream_parallel)
 
     def current(self) -> Upstream:
@@ -59,8 +63,14 @@ class Upstreams:
                 self._current = None
                 config = load(self._context)
                 if config is None:
-                    raise TransportError("no CA is configured", link="config", hint="ca-proxy ca set-est")
-                self._current = EstUpstream(config, self._context.config.upstream_timeout)
+                    raise TransportError(
+                        "no CA is configured", link="config", hint="ca-proxy ca set-est, set-scep"
+                    )
+                timeout = self._context.config.upstream_timeout
+                if isinstance(config.settings, EstSettings):
+                    self._current = EstUpstream(config, timeout)
+                else:
+                    self._current = ScepUpstream(config, timeout, self._keys)
             return self._current
 
     @contextmanager

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass, field
+import re
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import sqlalchemy as sa
 
+from ... import crypto
 from ...codec.est import OPERATIONS
-from ...errors import SettingsError
+from ...codec.pem import decode_pem
+from ...errors import Error, SettingsError
 from ...model import check_dns_name, check_ip, check_text, is_ca_label
 from ..database import Database, now
 from ..schema import ca_config
@@ -18,7 +22,18 @@ from ..schema import ca_config
 if TYPE_CHECKING:
     from ..context import Context
 
-__all__ = ["CaConfig", "EstSettings", "clear", "current_version", "load", "show", "store"]
+__all__ = [
+    "CaConfig",
+    "EstSettings",
+    "ScepSettings",
+    "Settings",
+    "clear",
+    "current_version",
+    "load",
+    "show",
+    "split_url",
+    "store",
+]
 
 _PLACE = "ca_config"
 
@@ -49,49 +64,164 @@ class EstSettings:
             raise SettingsError("--label", f"{self.label!r} is the name of an EST operation")
 
 
-def _host(value: str) -> str:
+def _host(value: str, option: str = "--host") -> str:
     bare = value.strip().removeprefix("[").removesuffix("]")
     if "://" in value or "/" in value:
         raise SettingsError(
-            "--host",
+            option,
             f"{value[:80]!r} is a URL",
             hint="give the host name alone; --port and --label are apart",
         )
     try:
-        return check_ip("--host", bare)
+        return check_ip(option, bare)
     except SettingsError:
-        return check_dns_name("--host", bare)
+        return check_dns_name(option, bare)
+
+
+@dataclass(frozen=True, slots=True)
+class ScepSettings:
+    """Where the SCEP server is. fingerprint: of its root certificate (MD5, SHA-1 or SHA-256), "" for none.
+
+    profile: sent as `message` (in EJBCA: the name of the CA), "" for none. certificate: PEM that an https server
+    is trusted by, "" for the system's CAs. renewal: messageType of renewals. legacy: SHA-1 and triple DES are
+    spoken with a server that announces nothing better. poll: seconds between questions after a pending request.
+    ndes_url, ndes_user: the page of one-time challenges and the account that may see it.
+    """
+
+    name: str
+    url: str
+    profile: str = ""
+    fingerprint: str = ""
+    certificate: str = ""
+    renewal: str = "pkcsreq"
+    legacy: bool = False
+    poll: int = 60
+    ndes_url: str = ""
+    ndes_user: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise SettingsError("--name", "is empty")
+        check_text("--name", self.name, 128)
+        check_text("--profile", self.profile, 128)
+        split_url("--url", self.url)
+        object.__setattr__(self, "fingerprint", _fingerprint(self.fingerprint))
+        if self.renewal not in {"pkcsreq", "renewalreq"}:
+            raise SettingsError("--renewal", "is neither pkcsreq nor renewalreq")
+        if not 1 <= self.poll <= 86_400:
+            raise SettingsError("--poll", "is not from 1 to 86400 seconds")
+        if self.certificate:
+            _trust("--certificate", self.certificate)
+        if bool(self.ndes_url) != bool(self.ndes_user):
+            raise SettingsError("--ndes-url", "and --ndes-user belong together")
+        if self.ndes_url:
+            split_url("--ndes-url", self.ndes_url)
+            check_text("--ndes-user", self.ndes_user, 256)
+
+    @property
+    def where(self) -> tuple[bool, str, int, str]:
+        """TLS, host, port, path."""
+        return split_url("--url", self.url)
+
+
+def split_url(option: str, url: str) -> tuple[bool, str, int, str]:
+    """(TLS, host, port, path with its query) of an http or https URL; SettingsError names the option."""
+    hint = "it looks like http://scep.example.com/ejbca/publicweb/apply/scep/alias/pkiclient.exe"
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError:
+        raise SettingsError(option, "is not a URL", hint=hint) from None
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise SettingsError(option, f"{url[:120]!r} is not an http or https URL", hint=hint)
+    if parts.username is not None or parts.password is not None:
+        raise SettingsError(option, "holds a user name or password, which would be seen in logs")
+    if parts.fragment or "operation=" in parts.query:
+        raise SettingsError(option, "goes beyond the address of the server", hint=hint)
+    path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+    if not path.isascii() or not path.isprintable() or " " in path or len(path) > 1024:
+        raise SettingsError(option, "holds characters that a URL cannot have", hint="percent-encode them")
+    return (
+        parts.scheme == "https",
+        _host(parts.hostname, option),
+        port or (443 if parts.scheme == "https" else 80),
+        path,
+    )
+
+
+def _fingerprint(value: str) -> str:
+    """Hexadecimal digits, lower case; colons, blanks and dashes are passed over."""
+    bare = re.sub(r"[\s:-]", "", value).lower()
+    if bare and (len(bare) not in {32, 40, 64} or not re.fullmatch(r"[0-9a-f]+", bare)):
+        raise SettingsError(
+            "--fingerprint",
+            "is no fingerprint",
+            hint="32 (MD5), 40 (SHA-1) or 64 (SHA-256) hexadecimal digits of the root CA certificate",
+        )
+    return bare
+
+
+def _trust(option: str, pem: str) -> None:
+    try:
+        found = decode_pem(pem.encode())
+        for der in found:
+            crypto.parse_certificate(der)
+    except Error as err:
+        raise SettingsError(option, f"cannot be read: {err}") from None
+    if not found:
+        raise SettingsError(option, "holds no certificate", hint="give the CA of the web server in PEM")
+
+
+Settings = EstSettings | ScepSettings
 
 
 @dataclass(frozen=True, slots=True)
 class CaConfig:
+    """keystore: of an EST server, else empty. password: the keystore's, or that of the NDES account."""
+
     version: int
     updated: int
-    est: EstSettings
-    keystore: bytes = field(repr=False)
-    password: str = field(repr=False)
+    settings: Settings
+    keystore: bytes = field(default=b"", repr=False)
+    password: str = field(default="", repr=False)
+
+    @property
+    def est(self) -> EstSettings:
+        assert isinstance(self.settings, EstSettings)
+        return self.settings
+
+    @property
+    def scep(self) -> ScepSettings:
+        assert isinstance(self.settings, ScepSettings)
+        return self.settings
 
 
-def store(context: Context, settings: EstSettings, keystore: bytes, password: str) -> int:
+def store(context: Context, settings: Settings, keystore: bytes = b"", password: str = "") -> int:
     """Puts the configuration in place of whatever was there; returns its version."""
     secret = json.dumps({"keystore": base64.b64encode(keystore).decode(), "password": password})
-    public = json.dumps({"host": settings.host, "port": settings.port, "label": settings.label})
+    values = asdict(settings)
+    name = values.pop("name")
+    kind = "est" if isinstance(settings, EstSettings) else "scep"
+    detail = (
+        f"{name}: {settings.host}:{settings.port} label {settings.label or '-'}"
+        if isinstance(settings, EstSettings)
+        else f"{name}: {settings.url} profile {settings.profile or '-'}"
+    )
     with context.db.begin() as connection:
         version = _next_version(connection)
         connection.execute(ca_config.delete())
         connection.execute(
             ca_config.insert().values(
                 id=1,
-                kind="est",
-                name=settings.name,
-                settings=public,
+                kind=kind,
+                name=name,
+                settings=json.dumps(values),
                 sealed=context.sealer.seal(secret.encode(), _PLACE),
                 version=version,
                 updated=now(),
             )
         )
-        detail = f"{settings.name}: {settings.host}:{settings.port} label {settings.label or '-'}"
-        Database.record(connection, "ca-proxy", "ca set-est", detail)
+        Database.record(connection, "ca-proxy", f"ca set-{kind}", detail)
     return version
 
 
@@ -123,8 +253,11 @@ def load(context: Context) -> CaConfig | None:
     if row is None:
         return None
     secret = json.loads(context.sealer.unseal(row.sealed, _PLACE))
-    est = EstSettings(name=row.name, **json.loads(row.settings))
-    return CaConfig(row.version, row.updated, est, base64.b64decode(secret["keystore"]), secret["password"])
+    made: type[Settings] = EstSettings if row.kind == "est" else ScepSettings
+    settings = made(name=row.name, **json.loads(row.settings))
+    return CaConfig(
+        row.version, row.updated, settings, base64.b64decode(secret["keystore"]), secret["password"]
+    )
 
 
 def _next_version(connection: sa.Connection) -> int:

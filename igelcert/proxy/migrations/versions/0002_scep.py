@@ -1,0 +1,18 @@
+"""SCEP: transport keys, and what is kept of a request whose answer has not come."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+
+
+def upgrade() -> None:
+    op.create_table(
+        "scep_keys",
+        sa.Column("name", sa.String(length=64), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.Column("created", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("name"),
+    )
+    op.add_column("enrollments", sa.Column("upstream_state", sa.Text(), nullable=False, server_default=""))
