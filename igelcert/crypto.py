@@ -367,7 +367,7 @@ class Envelope:
 def open_envelope(ber: bytes, key: Key, mine: CertificateSet, *, weak: bool = False) -> tuple[bytes, str]:
     """Content of an EnvelopedData and the cipher that it was under; the first of `mine` belongs to `key`.
 
-    weak: triple DES is opened, too. CryptoError MISMATCH: for somebody else; INTEGRITY: does not decrypt.
+    weak: triple and single DES are opened, too. CryptoError MISMATCH: for somebody else; INTEGRITY: does not decrypt.
     """
     out, cipher = ffi.new("igc_buf *"), ffi.new("char[32]")
     rc = lib.igc_envelope_open(ber, len(ber), key._handle, mine._handle, weak, out, cipher)

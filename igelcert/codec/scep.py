@@ -219,26 +219,27 @@ def authorities(certs: list[crypto.Certificate], fingerprint: str = "") -> Autho
 
 
 def _recipient(certs: list[crypto.Certificate]) -> crypto.Certificate:
-    """By key usage, never by position; an RA before a CA (RFC 8894 3.1, and what NDES wants)."""
+    """By key usage, never by position; an RA before a CA (RFC 8894 3.1, and what NDES wants).
+
+    A server that shows nothing with keyEncipherment, as micromdm's does, decrypts with its CA all the same.
+    """
     able = [cert for cert in certs if pkimessage.encipherment_allowed(cert)]
     registration = [cert for cert in able if not cert.is_ca]
     if registration:
         marked = [c for c in registration if c.key_usage >= 0]
         return (marked or registration)[0]
-    # the CA that issues: none of the others was issued by a lower one
-    lowest = [
-        cert
-        for cert in able
-        if not any(
-            other is not cert and other.is_ca and other.issuer_der == cert.subject_der for other in certs
-        )
-    ]
-    if not (lowest or able):
+    cas = able or [cert for cert in certs if cert.is_ca and cert.key_type.startswith("rsa_")]
+    if not cas:
         raise CheckError(
             "none of the server's certificates may be encrypted for (RSA, keyUsage keyEncipherment)",
-            hint="the CA or RA certificate of a SCEP server needs an RSA key and the key usage keyEncipherment",
+            hint="the CA or RA certificate of a SCEP server needs an RSA key",
         )
-    return (lowest or able)[0]
+    # the CA that issues: no other one stands below it
+    return next((cert for cert in cas if not _issued_some(cert, certs)), cas[0])
+
+
+def _issued_some(cert: crypto.Certificate, certs: list[crypto.Certificate]) -> bool:
+    return any(c != cert and c.is_ca and c.issuer_der == cert.subject_der for c in certs)
 
 
 def _signed_by(cert: crypto.Certificate, issuer: crypto.Certificate) -> bool:
@@ -310,7 +311,7 @@ def operation_reply(
 ) -> Message | Refused:
     """The CertRep to our request, verified and matched; Refused for an HTTP refusal (EJBCA's pages, NDES's).
 
-    legacy: SHA-1 may sign certificates, too; NDES signs its refusals with nothing else, so those always pass.
+    A signature with SHA-1 passes: servers of today still write it, NDES for its refusals, Go's for everything.
     RemoteProtocolError for an answer that is not to our request, or not from the CA.
     """
     if response.status != 200:
@@ -339,12 +340,6 @@ def operation_reply(
         raise RemoteProtocolError("the answer's pkiStatus is missing", status_hint=502)
     if found.status not in {pkimessage.SUCCESS, pkimessage.FAILURE, pkimessage.PENDING}:
         raise RemoteProtocolError(f"the answer's pkiStatus {found.status} is unknown", status_hint=502)
-    if found.digest == "sha1" and found.status != pkimessage.FAILURE and not legacy:
-        raise RemoteProtocolError(
-            "the answer is signed with SHA-1, which is not allowed",
-            status_hint=502,
-            hint="if it is an old server that you trust: ca-proxy ca set-scep --legacy",
-        )
     return found
 
 

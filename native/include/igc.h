@@ -179,7 +179,8 @@ void igc_certs_free(igc_certs *certs);
 int igc_envelope_make(const igc_certs *to, const char *cipher, const uint8_t *content, size_t content_len,
                       igc_buf *wrapped, igc_buf *iv, igc_buf *sealed);
 /* The content of an EnvelopedData in DER or BER. We are found in it by the first of `mine`, the certificate of `key`.
-   cipher (32 bytes) names what it was under, as above. With weak 0 only AES is opened; DES and RC2 never.
+   cipher (32 bytes) names what it was under, as above. With weak 0 only AES is opened; with 1 triple DES and
+   single DES, too, which servers write to this day and which is never written here.
    IGC_E_MISMATCH: meant for somebody else; IGC_E_INTEGRITY: it does not decrypt, whatever the cause (no
    oracle: a wrong key and wrong padding are one); IGC_E_LIMIT as in igc_cms_certs. */
 int igc_envelope_open(const uint8_t *ber, size_t len, const igc_key *key, const igc_certs *mine, int weak,

@@ -16,15 +16,14 @@
 #define MAX_CERTS 200
 #define MAX_ATTRIBUTES 100
 
-/* The ciphers that are spoken; `weak` ones only where the caller allows it. */
+/* The ciphers that are opened; `weak` ones only where the caller allows it. `write`: ours, too. */
 static const struct {
     const char *name;
-    int nid, weak;
+    int nid, weak, write;
 } ciphers[] = {
-    {"aes-128-cbc", NID_aes_128_cbc, 0},
-    {"aes-192-cbc", NID_aes_192_cbc, 0},
-    {"aes-256-cbc", NID_aes_256_cbc, 0},
-    {"des-ede3-cbc", NID_des_ede3_cbc, 1},
+    {"aes-128-cbc", NID_aes_128_cbc, 0, 1},   {"aes-192-cbc", NID_aes_192_cbc, 0, 1},
+    {"aes-256-cbc", NID_aes_256_cbc, 0, 1},   {"des-ede3-cbc", NID_des_ede3_cbc, 1, 1},
+    {"des-cbc", NID_des_cbc, 1, 0},
 };
 #define CIPHERS (sizeof(ciphers) / sizeof(ciphers[0]))
 
@@ -159,7 +158,7 @@ int igc_envelope_make(const igc_certs *to, const char *cipher, const uint8_t *co
     if (content_len > MAX_MESSAGE)
         return igc_fail(IGC_E_LIMIT, "the content is larger than 1 MiB");
     for (i = 0; i < CIPHERS && chosen == NULL; i++)
-        if (strcmp(cipher, ciphers[i].name) == 0)
+        if (ciphers[i].write && strcmp(cipher, ciphers[i].name) == 0)
             chosen = EVP_get_cipherbynid(ciphers[i].nid);
     if (chosen == NULL)
         return igc_fail(IGC_E_ARG, "this cipher is not offered");
@@ -283,13 +282,24 @@ int igc_envelope_open(const uint8_t *ber, size_t len, const igc_key *key, const 
             break;
     if (i == CIPHERS || (ciphers[i].weak && !weak)) {
         const char *name = OBJ_nid2sn(nid);
-        rc = igc_fail(IGC_E_FORMAT, i < CIPHERS ? "it is encrypted with triple DES, which is not allowed"
-                                    : nid == NID_des_cbc ? "it is encrypted with single DES, which is never opened"
-                                                         : "it is encrypted with a cipher that is not supported");
+        rc = igc_fail(IGC_E_FORMAT, i == CIPHERS ? "it is encrypted with a cipher that is not supported"
+                                    : nid == NID_des_cbc
+                                        ? "it is encrypted with single DES, which is not allowed"
+                                        : "it is encrypted with triple DES, which is not allowed");
         OPENSSL_strlcpy(cipher, name ? name : "", 32);
         goto out;
     }
     OPENSSL_strlcpy(cipher, ciphers[i].name, 32);
+    if (nid == NID_des_cbc) {
+        EVP_CIPHER *des;
+        igc_load_legacy();
+        des = EVP_CIPHER_fetch(NULL, "DES-CBC", NULL);
+        if (des == NULL) {
+            rc = igc_fail(IGC_E_FORMAT, "it is encrypted with single DES, which this system's libcrypto lacks");
+            goto out;
+        }
+        EVP_CIPHER_free(des);
+    }
     rc = open_envelope(cms, key, sk_X509_value(mine->list, 0), content);
 out:
     CMS_ContentInfo_free(cms);

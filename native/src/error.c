@@ -1,8 +1,9 @@
-/* error.c - error names and sentences; the one gate to libcrypto's error queue. */
+/* error.c - error names and sentences; the one gate to libcrypto's error queue; its legacy provider. */
 #include "inner.h"
 
 #include <openssl/crypto.h>
 #include <openssl/err.h>
+#include <openssl/provider.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -32,6 +33,19 @@ const char *igc_error_text(int code)
 const char *igc_reasons(void)
 {
     return reasons;
+}
+
+static CRYPTO_ONCE legacy_once = CRYPTO_ONCE_STATIC_INIT;
+
+static void load_legacy(void)
+{
+    OSSL_PROVIDER_try_load(NULL, "legacy", 1);
+    ERR_clear_error();
+}
+
+void igc_load_legacy(void)
+{
+    CRYPTO_THREAD_run_once(&legacy_once, load_legacy);
 }
 
 const char *igc_version(void)

@@ -31,15 +31,6 @@ typedef struct {
     int id_match;             /* a certificate carries the key's localKeyID */
 } store_reader;
 
-static CRYPTO_ONCE legacy_once = CRYPTO_ONCE_STATIC_INIT;
-
-/* RC2-40 and RC4 of old keystores live in the legacy provider, which an image may lack. */
-static void load_legacy(void)
-{
-    OSSL_PROVIDER_try_load(NULL, "legacy", 1);
-    ERR_clear_error();
-}
-
 /* Before a derivation: is it still within the bound, and are its algorithms there? */
 static int admit(store_reader *reader, long iterations)
 {
@@ -61,7 +52,7 @@ static int admit_pbe(store_reader *reader, const X509_ALGOR *alg)
     case NID_pbe_WithSHA1And128BitRC2_CBC:
     case NID_pbe_WithSHA1And128BitRC4:
     case NID_pbe_WithSHA1And40BitRC4:
-        CRYPTO_THREAD_run_once(&legacy_once, load_legacy);
+        igc_load_legacy();
     }
     return admit(reader, igc_pbe_cost(alg));
 }

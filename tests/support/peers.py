@@ -14,6 +14,7 @@ __all__ = ["bouncy_castle", "cache", "missing", "peer"]
 
 SOURCES = Path(__file__).parents[1] / "peers"
 BC_VERSION = "1.87"
+GO_PROGRAMS = {"scepclient": "scep-v2.3.0", "scepserver": "scep-v2.3.0", "step-ca": "step-ca-v0.30.2"}
 SYSTEM = {
     "curl": "curl",
     "java": "java",
@@ -46,6 +47,9 @@ def peer(name: str) -> Path:
     elif name == "est-ca":
         files = ("est-ca/Cargo.toml", "est-ca/Cargo.lock", "est-ca/src/main.rs")
         program = cache() / f"est-ca-{_digest(*files)}" / "est-ca-peer"
+        found = program if os.access(program, os.X_OK) else None
+    elif name in GO_PROGRAMS:
+        program = cache() / GO_PROGRAMS[name] / name
         found = program if os.access(program, os.X_OK) else None
     else:
         path = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))

@@ -193,13 +193,7 @@ class ScepUpstream:
             algorithms=server.algorithms,
         )
         response = self._channel.send(scep.operation_request(self._path, message, post=server.caps.post))
-        reply = scep.operation_reply(
-            response,
-            server.signers,
-            transaction=state.transaction,
-            nonce=nonce,
-            legacy=self.config.scep.legacy,
-        )
+        reply = scep.operation_reply(response, server.signers, transaction=state.transaction, nonce=nonce)
         if isinstance(reply, Refused):
             return reply
         return scep.outcome(reply, mine, legacy=self.config.scep.legacy)
