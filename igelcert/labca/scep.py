@@ -42,6 +42,7 @@ NDES_PATHS = ("/certsrv/mscep/mscep.dll", "/certsrv/mscep/mscep.dll/pkiclient.ex
 NDES_ADMIN = "/certsrv/mscep_admin"
 CA_NAME = "Lab Issuing CA"
 TRANSACTIONS = 100_000
+ANSWER_CIPHERS = ("aes-128-cbc", "aes-256-cbc", "des-ede3-cbc")
 NTE_BAD_DATA, CERTSRV_E_PASSWORD, CERTSRV_E_BAD_REQUEST = 0x8009_0005, 0x8009_4809, 0x8009_4001
 
 BAD_ALG, BAD_MESSAGE_CHECK, BAD_REQUEST, BAD_CERT_ID = 0, 1, 2, 4
@@ -127,6 +128,9 @@ class ScepService:
                 return scep.cacert_response(self._published)
         except RemoteProtocolError as err:
             return _text(err.status_hint, str(err))
+        except Error as err:
+            self._log(f"SCEP: {err}")
+            return _text(500, str(err))
         return _text(400, "this operation is not offered here")
 
     def _mine(self, path: str) -> bool:
@@ -295,7 +299,7 @@ class ScepService:
             recipient_nonce=message.sender_nonce,
             recipient=pkimessage.Recipient(message.signer),
             status=status,
-            algorithms=pkimessage.Algorithms(digest, cipher if cipher != "aes-192-cbc" else "aes-256-cbc"),
+            algorithms=pkimessage.Algorithms(digest, cipher if cipher in ANSWER_CIPHERS else "aes-256-cbc"),
             enclosed=() if self._options.mode == "ndes" else None,
         )
         return Response(200, (("Content-Type", "application/x-pki-message"),), body)

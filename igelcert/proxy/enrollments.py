@@ -81,8 +81,8 @@ def claim(context: Context, ask: Ask, version: int) -> Ticket | Any:
         "updated": now(),
     }
     config = context.config
-    # a place at the CA, the request itself, and the CA certificates twice at worst
-    stale = config.upstream_wait + 3 * config.upstream_timeout + STALE_MARGIN
+    # a place at the CA, then at worst: capabilities, CA certificates twice, a poll, the request itself
+    stale = config.upstream_wait + 6 * config.upstream_timeout + STALE_MARGIN
     while True:
         try:
             with context.db.begin() as connection:

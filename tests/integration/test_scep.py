@@ -12,9 +12,6 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import rsa
-from cryptography.x509.oid import NameOID
 
 from igelcert.model import KEY_TYPES
 from tests.support.chain import LabCa, Proxy, lab_ca, ok, proxy, run
@@ -69,24 +66,11 @@ def root(tmp_path: Path) -> Path:
     return tmp_path / "root"
 
 
-@pytest.fixture(scope="session")
-def large_request() -> bytes:
-    """A PKCS#10 with an RSA key of 8192 bits, made by another library than ours."""
-    key = rsa.generate_private_key(public_exponent=65537, key_size=8192)
-    name = [
-        x509.NameAttribute(NameOID.COUNTRY_NAME, "DE"),
-        x509.NameAttribute(NameOID.ORGANIZATION_NAME, "Example"),
-    ]
-    builder = x509.CertificateSigningRequestBuilder().subject_name(
-        x509.Name([*name, x509.NameAttribute(NameOID.COMMON_NAME, "tc-large")])
-    )
-    builder = builder.add_attribute(x509.ObjectIdentifier("1.2.840.113549.1.9.7"), CHALLENGE.encode())
-    return builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.DER)
-
-
 def test_key_types(gate: Proxy, ca: LabCa, root: Path) -> None:
     unit = f"SCEP{ca.scep.count('/')}{ca.port}"
-    types = [kind for kind in KEY_TYPES if kind != "rsa_8192"]
+    types = [
+        kind for kind in KEY_TYPES if kind != "rsa_8192"
+    ]  # that one: test_scep_peers.py, where others make the key
     gate.profile(unit, *(cert(kind, kind) for kind in types), directory=f"/Scep/{unit}")
     device = gate.device(root, unit, f"tc-{unit.lower()}", directory=f"/Scep/{unit}")
     device.sync(timeout=200)
@@ -103,18 +87,6 @@ def test_key_types(gate: Proxy, ca: LabCa, root: Path) -> None:
     ok("igel-certs", "renew", "ecdsa_ed25519", "--force", "--root", root)
     second = x509.load_pem_x509_certificate(before.read_bytes())
     assert second.serial_number != first.serial_number and second.public_key() != first.public_key()
-
-
-@pytest.mark.slow
-def test_the_largest_key(gate: Proxy, ca: LabCa, root: Path, large_request: bytes) -> None:
-    unit = f"LARGE{ca.port}"
-    subject = {"auto_cn": "off", "cn": "tc-large", "org": "Example", "country": "DE"}
-    san = {"auto_hostname": False}
-    large = cert("large", "rsa_8192", subject=subject, subjaltname=san)
-    gate.profile(unit, large, directory=f"/Large/{unit}")
-    device = gate.device(root, unit, f"tc-large-{ca.port}", directory=f"/Large/{unit}")
-    status, _, body = gate.ask("POST", "/.well-known/est/large/simpleenroll", large_request, client=device)
-    assert status == 200, body
 
 
 @pytest.mark.parametrize("given", ["wrong", ""])

@@ -89,29 +89,47 @@ def ask(name: str) -> enrollments.Ask:
 
 def test_a_request_is_claimed_once(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = ask("once")
-    assert enrollments.claim(context, mine, 1) is None
+    assert isinstance(enrollments.claim(context, mine, 1), enrollments.Ticket)
     row = enrollments.claim(context, mine, 1)
-    assert row is not None and row.state == "running"
+    assert not isinstance(row, enrollments.Ticket) and row.state == "running"
     # its proxy died: after the longest time that a request can take somebody else goes on
-    longest = context.config.upstream_wait + 3 * context.config.upstream_timeout + enrollments.STALE_MARGIN
+    longest = context.config.upstream_wait + 6 * context.config.upstream_timeout + enrollments.STALE_MARGIN
     now = enrollments.now()
     monkeypatch.setattr(enrollments, "now", lambda: now + longest - 2)
-    assert enrollments.claim(context, mine, 1) is not None
+    assert not isinstance(enrollments.claim(context, mine, 1), enrollments.Ticket)
     monkeypatch.setattr(enrollments, "now", lambda: now + longest + 2)
-    assert enrollments.claim(context, mine, 1) is None
+    assert isinstance(enrollments.claim(context, mine, 1), enrollments.Ticket)
 
 
 def test_a_pending_request_waits_until_its_time(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     mine = ask("pending")
     now = enrollments.now()
-    assert enrollments.claim(context, mine, 1) is None
+    assert isinstance(enrollments.claim(context, mine, 1), enrollments.Ticket)
     enrollments.finish(context, mine, "pending", "later", retry_at=now + 100)
     row = enrollments.claim(context, mine, 1)
-    assert row is not None and row.state == "pending"
-    assert enrollments.claim(context, mine, 2) is None, "another CA is another question"
+    assert not isinstance(row, enrollments.Ticket) and row.state == "pending"
+    assert isinstance(enrollments.claim(context, mine, 2), enrollments.Ticket), (
+        "another CA is another question"
+    )
     enrollments.finish(context, mine, "pending", "later", retry_at=now + 100)
     monkeypatch.setattr(enrollments, "now", lambda: now + 101)
-    assert enrollments.claim(context, mine, 2) is None
+    assert isinstance(enrollments.claim(context, mine, 2), enrollments.Ticket)
+
+
+def test_what_an_upstream_keeps_of_a_request_comes_back(context: Context) -> None:
+    mine = ask("kept")
+    ticket = enrollments.claim(context, mine, 1)
+    assert ticket.value == ""
+    ticket.keep("first")
+    enrollments.finish(context, mine, "failed", "the line went dead")
+    again = enrollments.claim(context, mine, 1)
+    assert isinstance(again, enrollments.Ticket) and again.value == "first"
+    # another CA knows nothing of it, and after a refusal the next request is a new one
+    enrollments.finish(context, mine, "failed", "the line went dead")
+    assert enrollments.claim(context, mine, 2).value == ""
+    enrollments.claim(context, ask("other"), 2).keep("second")
+    enrollments.finish(context, ask("other"), "refused", "no")
+    assert enrollments.claim(context, ask("other"), 2).value == ""
 
 
 def test_refusals_do_not_fill_the_disk(context: Context) -> None:

@@ -17,14 +17,13 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from ... import _der as der
 from ... import crypto
 from ...codec import pkcs10, pkimessage, scep
 from ...codec.http import Request, Response, plain_reason
 from ...codec.pkimessage import Algorithms, Identity
 from ...codec.scep import Authorities, Capabilities
 from ...errors import CheckError, Error, RemoteProtocolError, SettingsError
-from ...model import Outcome, Pending, Refused
+from ...model import Outcome, Pending, Refused, Subject
 from .channel import Channel, date
 from .config import CaConfig
 from .scepkeys import TransportKeys
@@ -145,7 +144,7 @@ class ScepUpstream:
         name, key = self._keys.current()
         moment = int(time.time())
         # RFC 8894 2.3: the subject of the request; one without a subject needs a name all the same
-        subject = csr.subject_der if csr.subject else _name("igelcert")
+        subject = csr.subject_der if csr.subject else pkcs10.encode_name(Subject(cn="igelcert"))
         serial = secrets.randbits(63) | 1
         cert = pkimessage.self_signed(
             key, subject, serial, moment - BACKDATE, moment + CERTIFICATE_DAYS * 86_400
@@ -290,10 +289,6 @@ def _fingerprint_step(found: Authorities, fingerprint: str) -> Step:
 
 def _shown(cert: crypto.Certificate) -> str:
     return f"{cert.cn or cert.subject_text} (until {date(cert.not_after)})"
-
-
-def _name(common_name: str) -> bytes:
-    return der.sequence(der.set_of(der.sequence(der.oid("2.5.4.3"), der.utf8(common_name))))
 
 
 def _client_context(certificate: str) -> ssl.SSLContext:
