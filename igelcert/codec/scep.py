@@ -35,6 +35,7 @@ __all__ = [
     "outcome",
     "read_operation",
     "read_query",
+    "refusal",
     "transaction_id",
 ]
 
@@ -348,7 +349,7 @@ def outcome(message: Message, mine: Identity, *, legacy: bool = False) -> Outcom
     if message.status == pkimessage.PENDING:
         return Pending(POLL_SECONDS)
     if message.status == pkimessage.FAILURE:
-        return Refused(403, _refusal(message))
+        return Refused(403, refusal(message))
     content, _cipher = message.open(mine, weak=legacy)
     found = read_certs_only(content)
     if not found:
@@ -372,7 +373,8 @@ _HRESULTS = {  # of NDES and the certification authority behind it, by what can 
 }
 
 
-def _refusal(message: Message) -> str:
+def refusal(message: Message) -> str:
+    """A FAILURE in words: failInfo, what the server adds, NDES's HRESULT."""
     if message.fail_info is None:
         reason = "no reason given"
     else:

@@ -11,7 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from ..codec.http import plain_line
 from ..errors import Error, RemoteProtocolError, StorageError
-from . import admin_routes, est_routes, rmagent_routes
+from . import admin_routes, est_routes, rmagent_routes, scep_routes
 from .context import Context
 
 __all__ = ["make_admin_app", "make_device_app"]
@@ -26,6 +26,7 @@ def make_device_app(context: Context) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = BODY_MAX
     app.register_blueprint(est_routes.make(context))
     app.register_blueprint(rmagent_routes.make(context))
+    app.register_blueprint(scep_routes.make(context))
     return app
 
 
@@ -48,7 +49,7 @@ def _app(name: str, context: Context) -> Flask:
         level = logging.INFO if response.status_code < 400 or name == "device" else logging.DEBUG
         took = (time.monotonic() - g.get("started", time.monotonic())) * 1000
         who = g.get("unit_id", "-")
-        path = plain_line(request.path, 200)
+        path = _loggable(request.path)
         log.log(
             level,
             "%s %s %s %s %d %.0f ms",
@@ -79,7 +80,7 @@ def _app(name: str, context: Context) -> Flask:
     def _failed(err: Exception) -> Response:
         if isinstance(err, HTTPException):
             return _sentence(err.code or 500, _HTTP.get(err.code or 500, plain_line(err.name.lower())))
-        log.exception("%s %s failed", request.method, plain_line(request.path, 200))
+        log.exception("%s %s failed", request.method, _loggable(request.path))
         return _sentence(500, "an internal error occurred; the log of the proxy says more")
 
     return app
@@ -91,6 +92,14 @@ _HTTP = {
     413: f"the body is larger than {BODY_MAX // 1024} KiB",
     415: "this kind of content is not taken here",
 }
+
+
+def _loggable(path: str) -> str:
+    """Without the secret that a SCEP address may hold."""
+    parts = path.split("/")
+    if len(parts) > 3 and parts[1] == "scep":
+        path = "/".join([*parts[:3], "***"])
+    return plain_line(path, 200)
 
 
 def _sentence(status: int, text: str, retry_after: int | None = None) -> Response:

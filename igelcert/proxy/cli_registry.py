@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
-from . import devices, enrollments, profiles
+from . import devices, enrollments, passthrough, profiles
 from .clitools import Output, read_file, when
 from .context import Context
 from .devices import Token
@@ -46,7 +46,7 @@ def _action(actions: Any, common: argparse.ArgumentParser, name: str, function: 
 
 
 def _device_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    text = "the devices that may ask: add, token, list, remove, import"
+    text = "the devices that may ask: add, token, list, scep-url, remove, import"
     device = commands.add_parser("device", help=text, description=text)
     actions = device.add_subparsers(dest="action", required=True, metavar="ACTION")
     made = _action(
@@ -84,6 +84,14 @@ def _device_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         actions, common, "list", _device_list, "all devices: directory, host name, state, last contact"
     )
     made.add_argument("--json", action="store_true", help="print JSON")
+    text = (
+        "a secret URL for a SCEP client of this device that cannot authenticate by TLS; an older one ends. "
+        "It works only for profiles that allow pass-through"
+    )
+    made = _action(actions, common, "scep-url", _device_scep_url, text)
+    made.add_argument("--unit-id", required=True, metavar="ID")
+    made.add_argument("--revoke", action="store_true", help="end it, and make no new one")
+    made.add_argument("--json", action="store_true", help="print JSON")
     made = _action(actions, common, "remove", _device_remove, "forget a device; its next request is refused")
     made.add_argument("--unit-id", required=True, metavar="ID")
     made = _action(
@@ -95,7 +103,7 @@ def _device_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _profile_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    text = "which certificates devices get: set, list, remove, assign, unassign"
+    text = "which certificates devices get: set, list, remove, assign, unassign, passthrough"
     profile = commands.add_parser("profile", help=text, description=text)
     actions = profile.add_subparsers(dest="action", required=True, metavar="ACTION")
     made = actions.add_parser(
@@ -116,6 +124,13 @@ def _profile_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         actions, common, "remove", _profile_remove, "remove a profile; devices then remove its certificates"
     )
     made.add_argument("name", metavar="NAME")
+    text = (
+        "let SCEP clients of the devices through to a SCEP CA, for the certificates of this profile (off by default): "
+        "the proxy cannot look into requests that are encrypted for the CA, so what they ask for is up to the CA"
+    )
+    made = _action(actions, common, "passthrough", _profile_passthrough, text)
+    made.add_argument("name", metavar="NAME")
+    made.add_argument("switch", choices=("on", "off"))
     for name, function, text in (
         ("assign", _profile_assign, "give a profile to a device, or to all devices in and below a directory"),
         ("unassign", _profile_unassign, "take it back"),
@@ -202,6 +217,21 @@ def _device_import(args: argparse.Namespace, output: Output, context: Context) -
     return 0
 
 
+def _device_scep_url(args: argparse.Namespace, output: Output, context: Context) -> int:
+    secret = passthrough.new_secret(context, args.unit_id, revoke=args.revoke)
+    if args.json:
+        output.json({"unit_id": args.unit_id, "path": f"/scep/LABEL/{secret}" if secret else None})
+    elif not secret:
+        output.line(f"the SCEP URL of {args.unit_id} works no more")
+    else:
+        output.line(f"https://PROXY/scep/LABEL/{secret}")
+        output.line(
+            "PROXY: host and port of this proxy; LABEL: friendly name of the certificate, percent-encoded"
+        )
+        output.line("whoever knows it can ask the CA as this device: keep it secret")
+    return 0
+
+
 # ---- profiles -----------------------------------------------------------------------------------
 
 
@@ -221,6 +251,7 @@ def _profile_list(args: argparse.Namespace, output: Output, context: Context) ->
                     "name": each.name,
                     "certs": [{"friendly_name": name, "key_type": kind} for name, kind in each.certs],
                     "assigned": [{"kind": kind, "target": target} for kind, target in each.assigned],
+                    "passthrough": each.passthrough,
                     "updated": each.updated,
                 }
                 for each in found
@@ -232,16 +263,27 @@ def _profile_list(args: argparse.Namespace, output: Output, context: Context) ->
             each.name,
             ", ".join(f"{name} ({kind})" for name, kind in each.certs) or "-",
             ", ".join(target for _, target in each.assigned) or "-",
+            "on" if each.passthrough else "off",
         ]
         for each in found
     ]
-    output.table(("PROFILE", "CERTIFICATES", "ASSIGNED TO"), rows)
+    output.table(("PROFILE", "CERTIFICATES", "ASSIGNED TO", "PASS-THROUGH"), rows)
     return 0
 
 
 def _profile_remove(args: argparse.Namespace, output: Output, context: Context) -> int:
     profiles.remove(context, args.name)
     output.line(f"profile {args.name} was removed")
+    return 0
+
+
+def _profile_passthrough(args: argparse.Namespace, output: Output, context: Context) -> int:
+    profiles.allow_passthrough(context, args.name, args.switch == "on")
+    output.line(f"pass-through is {args.switch} for profile {args.name}")
+    if args.switch == "on":
+        output.line(
+            "its requests go to the CA as they are: the proxy checks who sends them, not what they ask for"
+        )
     return 0
 
 

@@ -33,6 +33,7 @@ __all__ = [
     "get",
     "import_csv",
     "listing",
+    "must_find",
     "new_token",
     "register",
     "remove",
@@ -154,7 +155,7 @@ def _token(connection: sa.Connection, unit_id: str) -> Token:
 def new_token(context: Context, unit_id: str) -> Token:
     """A token for a device that is known: it lost its management identity. Older unused ones end."""
     with context.db.begin() as connection:
-        _must_find(connection, unit_id)
+        must_find(connection, unit_id)
         connection.execute(tokens.delete().where(tokens.c.unit_id == unit_id, tokens.c.used_at.is_(None)))
         context.db.record(connection, "ca-proxy", "device token", unit_id)
         return _token(connection, unit_id)
@@ -163,7 +164,7 @@ def new_token(context: Context, unit_id: str) -> Token:
 def remove(context: Context, unit_id: str) -> None:
     """Forgets a device: its management certificates are worth nothing from the next request on."""
     with context.db.begin() as connection:
-        _must_find(connection, unit_id)
+        must_find(connection, unit_id)
         connection.execute(
             assignments.delete().where(assignments.c.kind == "device", assignments.c.target == unit_id)
         )
@@ -232,7 +233,7 @@ def _find(connection: sa.Connection, unit_id: str) -> Device | None:
     return _device(row) if row else None
 
 
-def _must_find(connection: sa.Connection, unit_id: str) -> Device:
+def must_find(connection: sa.Connection, unit_id: str) -> Device:
     found = _find(connection, unit_id)
     if found is None:
         raise SettingsError("--unit-id", f"no device {unit_id[:80]!r} is known", hint="ca-proxy device list")

@@ -15,7 +15,18 @@ from .context import Context
 from .database import now
 from .schema import devices, enrollments
 
-__all__ = ["Ask", "Ticket", "claim", "finish", "issued_before", "listing", "owner_of", "refuse"]
+__all__ = [
+    "Ask",
+    "Ticket",
+    "Track",
+    "claim",
+    "finish",
+    "issued_before",
+    "listing",
+    "owner_of",
+    "refuse",
+    "track",
+]
 
 STALE_MARGIN = 60  # seconds beyond what a request can take, after which it is taken over: its proxy died
 RENEWABLE = (
@@ -148,6 +159,54 @@ def finish(
         connection.execute(enrollments.update().where(ask.where).values(values))
         if state in {"refused", "failed"}:
             _prune(connection, ask.unit_id)
+
+
+@dataclass(frozen=True, slots=True)
+class Track:
+    """A request that goes by without being looked into: all that is known of it is its transaction."""
+
+    unit_id: str
+    friendly_name: str
+    operation: str
+    transaction: str
+    subject: str
+
+    @property
+    def digest(self) -> str:
+        return hashlib.sha256(b"transaction:" + self.transaction.encode()).hexdigest()
+
+
+def track(
+    context: Context, item: Track, state: str, reason: str = "", *, config_version: int | None = None
+) -> bool:
+    """Records where a transaction stands; False when it is another device's, which has an answer to come."""
+    values: dict[str, Any] = {"state": state, "reason": reason[:1000], "updated": now()}
+    if config_version is not None:
+        values.update(config_version=config_version, upstream_state=item.transaction)
+    same = enrollments.c.csr_sha256 == item.digest
+    mine = sa.and_(same, enrollments.c.unit_id == item.unit_id)
+    foreign = sa.select(enrollments.c.id).where(
+        same, enrollments.c.unit_id != item.unit_id, enrollments.c.state.in_(("running", "pending", "issued"))
+    )
+    with context.db.begin() as connection:
+        if connection.execute(foreign.limit(1)).scalar() is not None:
+            return False
+        if not connection.execute(enrollments.update().where(mine).values(values)).rowcount:
+            connection.execute(
+                enrollments.insert().values(
+                    unit_id=item.unit_id,
+                    csr_sha256=item.digest,
+                    friendly_name=item.friendly_name[:256],
+                    operation=item.operation,
+                    subject=item.subject,
+                    warnings="",
+                    created=now(),
+                    **{"config_version": 0, **values},
+                )
+            )
+        if state in {"refused", "failed"}:
+            _prune(connection, item.unit_id)
+    return True
 
 
 def refuse(context: Context, ask: Ask, state: str, reason: str) -> None:

@@ -22,6 +22,7 @@ from .schema import assignments, devices, profiles
 __all__ = [
     "Effective",
     "Profile",
+    "allow_passthrough",
     "assign",
     "effective",
     "listing",
@@ -39,15 +40,18 @@ class Profile:
     certs: tuple[tuple[str, str], ...]
     assigned: tuple[tuple[str, str], ...]
     updated: int
+    passthrough: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Effective:
-    """What one device gets. document: as pushed; it holds secrets. certs: the same, parsed."""
+    """What one device gets. document: as pushed; it holds secrets. certs: the same, parsed. passthrough: friendly
+    names whose profile lets the device's own SCEP client through to the CA."""
 
     document: dict[str, Any]
     certs: tuple[CertSettings, ...]
     etag: str
+    passthrough: frozenset[str] = frozenset()
 
 
 def check_name(name: str) -> str:
@@ -76,6 +80,19 @@ def store(context: Context, name: str, text: bytes) -> tuple[str, ...]:
             connection.execute(profiles.insert().values(name=name, sealed=sealed, updated=now()))
         context.db.record(connection, "ca-proxy", "profile set", name)
     return settings.warnings
+
+
+def allow_passthrough(context: Context, name: str, allowed: bool) -> None:
+    """May SCEP clients of the devices talk to the CA themselves? What they ask for, the proxy cannot see."""
+    with context.db.begin() as connection:
+        changed = connection.execute(
+            profiles.update().where(profiles.c.name == name).values(passthrough=allowed)
+        ).rowcount
+        if not changed:
+            raise _unknown(name)
+        context.db.record(
+            connection, "ca-proxy", "profile passthrough", f"{name}: {'on' if allowed else 'off'}"
+        )
 
 
 def remove(context: Context, name: str) -> None:
@@ -130,6 +147,7 @@ def listing(context: Context) -> list[Profile]:
                 tuple((cert.friendly_name, cert.key.type) for cert in certs),
                 tuple((link.kind, link.target) for link in links if link.profile == row.name),
                 row.updated,
+                row.passthrough,
             )
         )
     return found
@@ -140,13 +158,17 @@ def effective(context: Context, device: Device) -> Effective:
 
     Of equal friendly names the first one stands.
     """
-    documents = [_open(context, name, sealed) for name, sealed in _assigned(context, device)]
+    found = [(_open(context, row.name, row.sealed), row.passthrough) for row in _assigned(context, device)]
+    documents = [document for document, _ in found]
     certs: dict[str, tuple[Any, CertSettings]] = {}
-    for document in documents:
+    passed = set()
+    for document, passthrough in found:
         entries = document.get("certs", [])
         for entry in entries:
             parsed = parse_document({"certs": [entry]}).certs[0]
             if len(certs) < MAX_CERTS:
+                if passthrough and parsed.friendly_name not in certs:
+                    passed.add(parsed.friendly_name)
                 certs.setdefault(parsed.friendly_name, (entry, parsed))
     shown = next(
         (doc["show_user_notifications"] for doc in documents if "show_user_notifications" in doc), True
@@ -154,14 +176,26 @@ def effective(context: Context, device: Device) -> Effective:
     merged = {"show_user_notifications": shown, "certs": [entry for entry, _ in certs.values()]}
     # keyed: the tag is no way to guess at passwords
     mark = hmac.new(context.sealer.derive("settings etag"), json.dumps(merged).encode(), hashlib.sha256)
-    return Effective(merged, tuple(parsed for _, parsed in certs.values()), f'"{mark.hexdigest()[:32]}"')
+    return Effective(
+        merged,
+        tuple(parsed for _, parsed in certs.values()),
+        f'"{mark.hexdigest()[:32]}"',
+        frozenset(passed),
+    )
 
 
-def _assigned(context: Context, device: Device) -> list[tuple[str, bytes]]:
+def _assigned(context: Context, device: Device) -> list[Any]:
+    """Rows (name, sealed, passthrough) of the device's profiles, the nearest first."""
     parts = [part for part in device.directory.split("/") if part]
     above = ["/" + "/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
     query = (
-        sa.select(assignments.c.kind, assignments.c.target, profiles.c.name, profiles.c.sealed)
+        sa.select(
+            assignments.c.kind,
+            assignments.c.target,
+            profiles.c.name,
+            profiles.c.sealed,
+            profiles.c.passthrough,
+        )
         .join(profiles, profiles.c.name == assignments.c.profile)
         .where(
             sa.or_(
@@ -174,10 +208,10 @@ def _assigned(context: Context, device: Device) -> list[tuple[str, bytes]]:
         rows = connection.execute(query).all()
     rank = {target: index for index, target in enumerate(above)}
     ordered = sorted(rows, key=lambda row: (-1 if row.kind == "device" else rank[row.target], row.name))
-    found: dict[str, bytes] = {}
+    found: dict[str, Any] = {}
     for row in ordered:  # assigned twice, it counts where it counts most
-        found.setdefault(row.name, row.sealed)
-    return list(found.items())
+        found.setdefault(row.name, row)
+    return list(found.values())
 
 
 def _open(context: Context, name: str, sealed: bytes) -> Any:

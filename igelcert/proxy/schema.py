@@ -16,6 +16,7 @@ from sqlalchemy import (
     Table,
     Text,
     UniqueConstraint,
+    false,
 )
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     "metadata",
     "profiles",
     "scep_keys",
+    "scep_secrets",
     "tokens",
 ]
 
@@ -94,6 +96,7 @@ profiles = Table(
     Column("name", String(128), primary_key=True),
     Column("sealed", LargeBinary, nullable=False),
     Column("updated", BigInteger, nullable=False),
+    Column("passthrough", Boolean, nullable=False, server_default=false()),
 )
 
 assignments = Table(
@@ -158,6 +161,17 @@ enrollments = Table(
     ),
 )
 Index("enrollments_updated", enrollments.c.updated)
+
+# secret path segments of devices whose SCEP clients cannot do TLS client authentication
+scep_secrets = Table(
+    "scep_secrets",
+    metadata,
+    Column("secret_sha256", String(64), primary_key=True),
+    Column(
+        "unit_id", String(64), ForeignKey("devices.unit_id", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    Column("created", BigInteger, nullable=False),
+)
 
 # RSA keys that sign SCEP messages; answers are encrypted for them
 scep_keys = Table(

@@ -67,6 +67,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         put("graceful_timeout", GRACE_SECONDS)
         put("timeout", 120)
         put("proc_name", "ca-proxy")
+        put("limit_request_line", 8190)  # a SCEP message in a URL
         put("ssl_context", self._ssl_context)
         put("when_ready", self._ready)
         put("forwarded_allow_ips", "")

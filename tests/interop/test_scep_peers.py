@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -17,8 +18,9 @@ from cryptography.hazmat.primitives.serialization import pkcs7
 from cryptography.x509.oid import NameOID
 
 from igelcert.model import KEY_TYPES
-from tests.support.chain import LabCa, Proxy, lab_ca, ok, proxy
-from tests.support.scep_peers import ScepCa, micromdm, scepclient, step_ca, strongswan
+from tests.support.chain import Device, LabCa, Proxy, lab_ca, ok, proxy
+from tests.support.peers import peer
+from tests.support.scep_peers import ScepCa, free_port, micromdm, running, scepclient, step_ca, strongswan
 from tests.support.tree import check_certificate, openssl
 
 pytestmark = pytest.mark.peers
@@ -241,6 +243,112 @@ def test_the_table_in_the_docs(gate: Proxy, mdm: ScepCa, step: ScepCa, tmp_path:
     assert all(rows[kind][:3] == ["yes"] * 3 for kind in KEY_TYPES), "the lab CA knows all twelve"
 
 
+# ---- pass-through -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def plain_front(gate: Proxy) -> Iterator[int]:
+    """nginx on plain HTTP before the proxy, for a client that trusts only the system's CAs."""
+    port = free_port()
+    where = gate.data.parent / f"front-{port}"
+    where.mkdir()
+    (where / "nginx.conf").write_text(
+        f"""daemon off; pid {where}/pid; error_log {where}/log; worker_processes 1;
+        events {{}}
+        http {{ access_log off; client_body_temp_path {where}/a; proxy_temp_path {where}/b; fastcgi_temp_path {where}/c;
+          uwsgi_temp_path {where}/d; scgi_temp_path {where}/e;
+          server {{ listen 127.0.0.1:{port}; location / {{ proxy_pass https://localhost:{gate.port};
+            proxy_ssl_verify on; proxy_ssl_trusted_certificate {gate.data}/trust.pem; }} }} }}"""
+    )
+    with running(
+        [str(peer("nginx")), "-c", str(where / "nginx.conf"), "-e", str(where / "log")],
+        port,
+        where / "out",
+        where,
+    ):
+        yield port
+
+
+@pytest.fixture
+def passing(
+    gate: Proxy, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[tuple[Device, LabCa, str]]:
+    """A device that may pass requests to the lab CA, and the path for it."""
+    name = request.node.name.replace("_", "-")[5:40]
+    with scep_lab(tmp_path / "passing", "standard") as ca:
+        gate.use_scep(ca.scep, "--fingerprint", ca.root_fingerprint())
+        gate.profile(name, cert("lan", "rsa_2048"), directory=f"/{name}")
+        gate.cli("profile", "passthrough", name, "on")
+        device = gate.device(tmp_path / "device", name.upper(), f"tc-{name}", directory=f"/{name}")
+        made = json.loads(gate.cli("device", "scep-url", "--unit-id", device.unit_id, "--json"))
+        yield device, ca, made["path"].replace("LABEL", "lan")
+
+
+def test_scepclient_through_the_proxy(
+    gate: Proxy, passing: tuple[Device, LabCa, str], tmp_path: Path
+) -> None:
+    device, ca, path = passing
+    done = scepclient(tmp_path, gate.url + path, CHALLENGE, "go-through", trust=gate.data / "trust.pem")
+    assert done.returncode == 0, done.stdout + done.stderr
+    got = x509.load_pem_x509_certificate((tmp_path / "client.pem").read_bytes())
+    got.verify_directly_issued_by(x509.load_pem_x509_certificate((ca.dir / "issuing.pem").read_bytes()))
+    assert len(ca.issued()) == 1
+    row = gate.enrollments()[0]
+    assert (row["unit_id"], row["state"], row["operation"]) == (device.unit_id, "issued", "scep pass-through")
+    assert path.rsplit("/", 1)[1] not in gate.log(), "the secret is in the log"
+    (tmp_path / "wrong").mkdir()
+    wrong = scepclient(
+        tmp_path / "wrong", gate.url + path, "wrong", "go-through", trust=gate.data / "trust.pem"
+    )
+    assert wrong.returncode != 0
+    assert gate.enrollments()[0]["state"] == "refused"
+    gate.cli("device", "scep-url", "--unit-id", device.unit_id, "--revoke")
+    (tmp_path / "late").mkdir()
+    late = scepclient(
+        tmp_path / "late", gate.url + path, CHALLENGE, "go-through", trust=gate.data / "trust.pem"
+    )
+    assert late.returncode != 0 and len(ca.issued()) == 1
+
+
+def test_strongswan_through_the_proxy(
+    gate: Proxy, passing: tuple[Device, LabCa, str], tmp_path: Path
+) -> None:
+    _, ca, path = passing
+    issuing, root = (
+        der(ca.dir / "issuing.pem", tmp_path / "i.der"),
+        der(ca.dir / "root.pem", tmp_path / "r.der"),
+    )
+    with plain_front(gate) as port:
+        done = strongswan(
+            tmp_path,
+            f"http://127.0.0.1:{port}{path}",
+            CHALLENGE,
+            "C=DE, O=Example, CN=swan",
+            issuing,
+            issuing,
+            root,
+        )
+    assert done.returncode == 0, done.stderr.decode()
+    assert x509.load_pem_x509_certificate(done.stdout).subject.rfc4514_string() == "CN=swan,O=Example,C=DE"
+    assert len(ca.issued()) == 1 and gate.enrollments()[0]["state"] == "issued"
+
+
+def test_who_may_pass(gate: Proxy, passing: tuple[Device, LabCa, str], tmp_path: Path) -> None:
+    device, _, path = passing
+    caps = "?operation=GetCACaps"
+    assert gate.ask("GET", path + caps)[0] == 200
+    assert gate.ask("GET", "/scep/lan" + caps, client=device)[0] == 200, "by the management certificate"
+    assert gate.ask("GET", "/scep/lan" + caps)[0] == 401
+    assert gate.ask("GET", "/scep/lan/guessed" + caps)[0] == 403
+    assert gate.ask("GET", "/scep/other" + caps, client=device)[0] == 403, "a label that is not assigned"
+    assert gate.ask("GET", path + "?operation=Other")[0] == 400
+    assert gate.ask("POST", path + "?operation=PKIOperation", b"\x30\x03abc")[0] == 400
+    name = device.unit_id.lower()
+    gate.cli("profile", "passthrough", name, "off")
+    status, _, body = gate.ask("GET", path + caps)
+    assert status == 403 and b"no profile lets this device through" in body
+
+
 # ---- clients at the lab CA ----------------------------------------------------------------------
 
 
@@ -275,7 +383,6 @@ def test_strongswan_at_the_lab_ca(lab: LabCa, tmp_path: Path) -> None:
 
 def test_strongswan_reads_our_ca_certificates(lab: LabCa, tmp_path: Path) -> None:
     from tests.support.chain import run
-    from tests.support.peers import peer
 
     done = run(peer("strongswan"), "--scepca", "--url", lab.scep, "--caout", tmp_path / "ca.crt", "--force")
     assert done.returncode == 0, done.stderr

@@ -15,7 +15,7 @@ from pathlib import Path
 from tests.support.peers import peer
 from tests.support.tree import openssl
 
-__all__ = ["ScepCa", "free_port", "micromdm", "scepclient", "step_ca", "strongswan"]
+__all__ = ["ScepCa", "free_port", "micromdm", "running", "scepclient", "step_ca", "strongswan"]
 
 START_SECONDS = 20
 
@@ -41,7 +41,7 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def _running(args: list[str], port: int, log: Path, cwd: Path) -> Iterator[None]:
+def running(args: list[str], port: int, log: Path, cwd: Path) -> Iterator[None]:
     with log.open("wb") as sink:
         process = subprocess.Popen(args, stdout=sink, stderr=sink, cwd=cwd)
     try:
@@ -81,7 +81,7 @@ def micromdm(where: Path, challenge: str) -> Iterator[ScepCa]:
         "-allowrenew",
         "0",
     ]
-    with _running(args, port, where / "scepserver.log", where):
+    with running(args, port, where / "scepserver.log", where):
         yield ScepCa(f"http://127.0.0.1:{port}/scep", depot / "ca.pem", depot=depot)
 
 
@@ -114,7 +114,7 @@ def step_ca(where: Path, challenge: str) -> Iterator[ScepCa]:
         "db": {"type": "badgerv2", "dataSource": str(where / "db")}, "authority": {"provisioners": [provisioner]},
     }  # fmt: skip
     (where / "ca.json").write_text(json.dumps(config))
-    with _running([program, str(where / "ca.json")], port, where / "step-ca.log", where):
+    with running([program, str(where / "ca.json")], port, where / "step-ca.log", where):
         yield ScepCa(
             f"http://127.0.0.1:{port}/scep/lab",
             where / "root.pem",

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass
 
 from ... import crypto
 from ...codec import pkcs10, pkimessage, scep
-from ...codec.http import Request, Response, plain_reason
-from ...codec.pkimessage import Algorithms, Identity
+from ...codec.http import Response, plain_reason
+from ...codec.pkimessage import Algorithms, Identity, Message
 from ...codec.scep import Authorities, Capabilities
 from ...errors import CheckError, Error, RemoteProtocolError, SettingsError
 from ...model import Outcome, Pending, Refused, Subject
@@ -197,13 +197,28 @@ class ScepUpstream:
             return reply
         return scep.outcome(reply, mine, legacy=self.config.scep.legacy)
 
-    def relay(self, request: Request) -> Response:
-        """A request of a device's own SCEP client, passed through as it is."""
-        return self._channel.send(request)
+    # ---- pass-through ---------------------------------------------------------------------------
 
-    @property
-    def path(self) -> str:
-        return self._path
+    def ask(self, operation: str) -> Response:
+        """The server's own answer to GetCACaps, GetCACert or GetNextCACert, for a client behind us."""
+        make = {
+            "GetCACaps": scep.caps_request,
+            "GetCACert": scep.cacert_request,
+            "GetNextCACert": scep.next_cacert_request,
+        }[operation]
+        return self._channel.send(make(self._path, self.config.scep.profile))
+
+    def relay(self, data: bytes, message: Message) -> tuple[Response, Message | Refused]:
+        """A client's pkiMessage as it is, with what the outside of the answer says: it is the CA's, and to this."""
+        server = self._server()
+        response = self._channel.send(scep.operation_request(self._path, data, post=server.caps.post))
+        reply = scep.operation_reply(
+            response,
+            server.signers,
+            transaction=message.transaction_id,
+            nonce=message.sender_nonce or b"",
+        )
+        return response, reply
 
     # ---- ca test --------------------------------------------------------------------------------
 

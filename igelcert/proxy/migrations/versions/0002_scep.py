@@ -15,4 +15,16 @@ def upgrade() -> None:
         sa.Column("created", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("name"),
     )
+    op.create_table(
+        "scep_secrets",
+        sa.Column("secret_sha256", sa.String(length=64), nullable=False),
+        sa.Column("unit_id", sa.String(length=64), nullable=False),
+        sa.Column("created", sa.BigInteger(), nullable=False),
+        sa.ForeignKeyConstraint(["unit_id"], ["devices.unit_id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("secret_sha256"),
+    )
+    op.create_index("ix_scep_secrets_unit_id", "scep_secrets", ["unit_id"])
+    op.add_column(
+        "profiles", sa.Column("passthrough", sa.Boolean(), nullable=False, server_default=sa.false())
+    )
     op.add_column("enrollments", sa.Column("upstream_state", sa.Text(), nullable=False, server_default=""))
