@@ -1,7 +1,9 @@
-/* harness.c - one foreign-bytes parser for a fuzzer; TARGET picks it: pfx, cms, cert or key. */
+/* harness.c - one foreign-bytes parser for a fuzzer; TARGET picks it: pfx, cms, message,
+   cert or key. For "message" MESSAGE_KEY (PEM) and MESSAGE_CERT (DER) name files of the recipient. */
 #define _GNU_SOURCE
 #include "igc.h"
 
+#include <fcntl.h>
 #include <openssl/crypto.h>
 #include <stdlib.h>
 #include <string.h>
@@ -40,6 +42,45 @@ static void cms(const uint8_t *data, size_t len)
 
     want(rc == IGC_OK || out.data == NULL);
     igc_buf_free(&out);
+}
+
+static igc_key *recipient;
+static igc_certs *mine, *nobody;
+
+/* What a SCEP message goes through: signature, then the envelope in it; an envelope by itself, too. */
+static void message(const uint8_t *data, size_t len)
+{
+    igc_signed out;
+    igc_buf content;
+    char cipher[32];
+    int rc = igc_signed_open(data, len, nobody, 1, 1, &out);
+
+    want(rc == IGC_OK ||
+         (out.content.data == NULL && out.signer.data == NULL && out.attributes.data == NULL));
+    if (rc == IGC_OK) {
+        rc = igc_envelope_open(out.content.data, out.content.len, recipient, mine, 1, &content, cipher);
+        want(rc == IGC_OK || content.data == NULL);
+        igc_buf_free(&content);
+    }
+    igc_signed_clear(&out);
+    rc = igc_envelope_open(data, len, recipient, mine, 1, &content, cipher);
+    want(rc == IGC_OK || content.data == NULL);
+    igc_buf_free(&content);
+}
+
+static void read_recipient(void)
+{
+    static uint8_t der[8192];
+    const char *key_file = getenv("MESSAGE_KEY"), *cert_file = getenv("MESSAGE_CERT");
+    int key_fd = key_file ? open(key_file, O_RDONLY) : -1,
+        cert_fd = cert_file ? open(cert_file, O_RDONLY) : -1;
+    ssize_t size = cert_fd >= 0 ? read(cert_fd, der, sizeof(der)) : -1;
+
+    if (size <= 0 || igc_key_read(key_fd, NULL, 0, &recipient) != IGC_OK ||
+        igc_certs_read(der, (size_t)size, &mine) != IGC_OK || igc_certs_read(NULL, 0, &nobody) != IGC_OK)
+        abort();
+    close(key_fd);
+    close(cert_fd);
 }
 
 static void cert(const uint8_t *data, size_t len)
@@ -90,7 +131,11 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 {
     (void)argc;
     (void)argv;
-    return OPENSSL_init_crypto(OPENSSL_INIT_NO_ATEXIT, NULL) == 1 ? 0 : 1;
+    if (OPENSSL_init_crypto(OPENSSL_INIT_NO_ATEXIT, NULL) != 1)
+        return 1;
+    if (strcmp("message", STRING(TARGET)) == 0)
+        read_recipient();
+    return 0;
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len);
@@ -99,7 +144,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t len)
     static const struct {
         const char *name;
         void (*run)(const uint8_t *data, size_t len);
-    } targets[] = {{"pfx", pfx}, {"cms", cms}, {"cert", cert}, {"key", key}};
+    } targets[] = {{"pfx", pfx}, {"cms", cms}, {"message", message}, {"cert", cert}, {"key", key}};
     size_t i;
 
     for (i = 0; i < sizeof(targets) / sizeof(targets[0]); i++)

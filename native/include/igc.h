@@ -104,10 +104,11 @@ int igc_key_spki(const igc_key *key, igc_buf *out); /* SubjectPublicKeyInfo, DER
    alg: AlgorithmIdentifier, DER. */
 int igc_key_sign(const igc_key *key, const uint8_t *tbs, size_t tbs_len, igc_buf *alg, igc_buf *sig);
 
-/* The same with a digest of the caller's choice for RSA and ECDSA: "sha1" "sha256" "sha384" "sha512". Keys whose
-   signatures fix it (Ed25519, Ed448) give IGC_E_KEYTYPE: RFC 8419 binds them to a digest of their own. */
-int igc_key_sign_with(const igc_key *key, const char *digest, const uint8_t *tbs, size_t tbs_len, igc_buf *alg,
-                      igc_buf *sig);
+/* The same with a digest of the caller's choice for RSA and ECDSA: "sha1" "sha256" "sha384" "sha512". Keys
+   whose signatures fix it (Ed25519, Ed448) give IGC_E_KEYTYPE: RFC 8419 binds them to a digest of their own.
+ */
+int igc_key_sign_with(const igc_key *key, const char *digest, const uint8_t *tbs, size_t tbs_len,
+                      igc_buf *alg, igc_buf *sig);
 
 /* ---- public keys ---- */
 /* Type of a SubjectPublicKeyInfo, as igc_key_type(). IGC_E_KEYTYPE: unknown algorithm or
@@ -178,26 +179,26 @@ void igc_certs_free(igc_certs *certs);
    The recipient is the first of `to`. IGC_E_KEYTYPE when its key is not RSA. */
 int igc_envelope_make(const igc_certs *to, const char *cipher, const uint8_t *content, size_t content_len,
                       igc_buf *wrapped, igc_buf *iv, igc_buf *sealed);
-/* The content of an EnvelopedData in DER or BER. We are found in it by the first of `mine`, the certificate of `key`.
-   cipher (32 bytes) names what it was under, as above. With weak 0 only AES is opened; with 1 triple DES and
-   single DES, too, which servers write to this day and which is never written here.
+/* The content of an EnvelopedData in DER or BER. We are found in it by the first of `mine`, the certificate
+   of `key`. cipher (32 bytes) names what it was under, as above. With weak 0 only AES is opened; with 1
+   triple DES and single DES, too, which servers write to this day and which is never written here.
    IGC_E_MISMATCH: meant for somebody else; IGC_E_INTEGRITY: it does not decrypt, whatever the cause (no
    oracle: a wrong key and wrong padding are one); IGC_E_LIMIT as in igc_cms_certs. */
 int igc_envelope_open(const uint8_t *ber, size_t len, const igc_key *key, const igc_certs *mine, int weak,
                       igc_buf *content, char *cipher);
 
 typedef struct {
-    igc_buf content;      /* octets, segments joined */
-    int has_content;      /* 0: detached or none */
-    igc_buf content_type; /* dotted OID */
-    igc_buf attributes;   /* signed attributes: Attribute, DER, one after the other, as sent */
-    igc_buf signer;       /* the certificate that verified, DER */
-    igc_buf certs;        /* enclosed certificates, list */
-    char digest[32];      /* "sha256" */
+    igc_buf content;       /* octets, segments joined */
+    int has_content;       /* 0: detached or none */
+    igc_buf content_type;  /* dotted OID */
+    igc_buf attributes;    /* signed attributes: Attribute, DER, one after the other, as sent */
+    igc_buf signer;        /* the certificate that verified, DER */
+    igc_buf certs;         /* enclosed certificates, list */
+    char digest[32];       /* "sha256" */
     int signed_attributes; /* 0: there are none, and the signature is over the content itself */
 } igc_signed;
-/* Opens and verifies a SignedData (RFC 5652 5.1) with exactly one signer, DER or BER. The signer's certificate
-   is looked for in `signers`, and with `enclosed` in the message, too; no chain is built: who the
+/* Opens and verifies a SignedData (RFC 5652 5.1) with exactly one signer, DER or BER. The signer's
+   certificate is looked for in `signers`, and with `enclosed` in the message, too; no chain is built: who the
    signer is, the caller judges. With signed attributes content type and message digest must be there once
    and agree (RFC 5652 11.1, 11.2). With weak 0 SHA-1 is refused; MD5 always.
    IGC_E_CHAIN: the signer is none of those; IGC_E_SIGNATURE with the reason. */

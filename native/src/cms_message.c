@@ -21,8 +21,8 @@ static const struct {
     const char *name;
     int nid, weak, write;
 } ciphers[] = {
-    {"aes-128-cbc", NID_aes_128_cbc, 0, 1},   {"aes-192-cbc", NID_aes_192_cbc, 0, 1},
-    {"aes-256-cbc", NID_aes_256_cbc, 0, 1},   {"des-ede3-cbc", NID_des_ede3_cbc, 1, 1},
+    {"aes-128-cbc", NID_aes_128_cbc, 0, 1}, {"aes-192-cbc", NID_aes_192_cbc, 0, 1},
+    {"aes-256-cbc", NID_aes_256_cbc, 0, 1}, {"des-ede3-cbc", NID_des_ede3_cbc, 1, 1},
     {"des-cbc", NID_des_cbc, 1, 0},
 };
 #define CIPHERS (sizeof(ciphers) / sizeof(ciphers[0]))
@@ -53,9 +53,9 @@ static CMS_ContentInfo *parse_message(const uint8_t *ber, size_t len, int type, 
         return NULL;
     }
     if (OBJ_obj2nid(CMS_get0_type(cms)) != type) {
-        *code = igc_fail(IGC_E_FORMAT, type == NID_pkcs7_signed
-                                           ? "this is a CMS message, but no SignedData"
-                                           : "this is a CMS message, but no EnvelopedData");
+        *code =
+            igc_fail(IGC_E_FORMAT, type == NID_pkcs7_signed ? "this is a CMS message, but no SignedData"
+                                                            : "this is a CMS message, but no EnvelopedData");
         CMS_ContentInfo_free(cms);
         return NULL;
     }
@@ -68,7 +68,7 @@ struct igc_certs {
 
 int igc_certs_read(const uint8_t *list, size_t len, igc_certs **out)
 {
-    STACK_OF(X509) *found;
+    STACK_OF(X509) * found;
     int rc;
 
     igc_begin();
@@ -151,8 +151,8 @@ int igc_envelope_make(const igc_certs *to, const char *cipher, const uint8_t *co
     int rc;
 
     igc_begin();
-    if (to == NULL || sk_X509_num(to->list) < 1 || cipher == NULL || (content == NULL && content_len) || wrapped == NULL || iv == NULL ||
-        sealed == NULL)
+    if (to == NULL || sk_X509_num(to->list) < 1 || cipher == NULL || (content == NULL && content_len) ||
+        wrapped == NULL || iv == NULL || sealed == NULL)
         return igc_fail(IGC_E_ARG, NULL);
     *wrapped = *iv = *sealed = (igc_buf){NULL, 0};
     if (content_len > MAX_MESSAGE)
@@ -209,17 +209,17 @@ static int cipher_nid(CMS_ContentInfo *cms)
     ASN1_OBJECT *oid = NULL;
 
     if (len > 0) {
-        at = der_step(at, &end, 0x30, 1);       /* ContentInfo */
-        at = der_step(at, &end, 0x06, 0);       /* contentType */
-        at = der_step(at, &end, 0xa0, 1);       /* content [0] */
-        at = der_step(at, &end, 0x30, 1);       /* EnvelopedData */
-        at = der_step(at, &end, 0x02, 0);       /* version */
-        if (at && at < end && *at == 0xa0)      /* originatorInfo [0] */
+        at = der_step(at, &end, 0x30, 1);  /* ContentInfo */
+        at = der_step(at, &end, 0x06, 0);  /* contentType */
+        at = der_step(at, &end, 0xa0, 1);  /* content [0] */
+        at = der_step(at, &end, 0x30, 1);  /* EnvelopedData */
+        at = der_step(at, &end, 0x02, 0);  /* version */
+        if (at && at < end && *at == 0xa0) /* originatorInfo [0] */
             at = der_step(at, &end, 0xa0, 0);
-        at = der_step(at, &end, 0x31, 0);       /* recipientInfos */
-        at = der_step(at, &end, 0x30, 1);       /* EncryptedContentInfo */
-        at = der_step(at, &end, 0x06, 0);       /* contentType */
-        at = der_step(at, &end, 0x30, 1);       /* contentEncryptionAlgorithm */
+        at = der_step(at, &end, 0x31, 0); /* recipientInfos */
+        at = der_step(at, &end, 0x30, 1); /* EncryptedContentInfo */
+        at = der_step(at, &end, 0x06, 0); /* contentType */
+        at = der_step(at, &end, 0x30, 1); /* contentEncryptionAlgorithm */
         if (at && at < end)
             oid = d2i_ASN1_OBJECT(NULL, &at, end - at);
         if (oid)
@@ -267,7 +267,8 @@ int igc_envelope_open(const uint8_t *ber, size_t len, const igc_key *key, const 
     int rc, nid;
 
     igc_begin();
-    if ((ber == NULL && len) || key == NULL || mine == NULL || sk_X509_num(mine->list) < 1 || content == NULL || cipher == NULL)
+    if ((ber == NULL && len) || key == NULL || mine == NULL || sk_X509_num(mine->list) < 1 ||
+        content == NULL || cipher == NULL)
         return igc_fail(IGC_E_ARG, NULL);
     *content = (igc_buf){NULL, 0};
     cipher[0] = '\0';
@@ -295,7 +296,8 @@ int igc_envelope_open(const uint8_t *ber, size_t len, const igc_key *key, const 
         igc_load_legacy();
         des = EVP_CIPHER_fetch(NULL, "DES-CBC", NULL);
         if (des == NULL) {
-            rc = igc_fail(IGC_E_FORMAT, "it is encrypted with single DES, which this system's libcrypto lacks");
+            rc = igc_fail(IGC_E_FORMAT,
+                          "it is encrypted with single DES, which this system's libcrypto lacks");
             goto out;
         }
         EVP_CIPHER_free(des);
@@ -358,7 +360,9 @@ static int digest_agrees(CMS_SignerInfo *info, const EVP_MD *md, const igc_buf *
     uint8_t digest[EVP_MAX_MD_SIZE];
     unsigned int len = 0;
 
-    return sent && EVP_Digest(content->data ? content->data : (const uint8_t *)"", content->len, digest, &len, md, NULL) &&
+    return sent &&
+           EVP_Digest(content->data ? content->data : (const uint8_t *)"", content->len, digest, &len, md,
+                      NULL) &&
            (unsigned int)ASN1_STRING_length(sent) == len &&
            CRYPTO_memcmp(ASN1_STRING_get0_data(sent), digest, len) == 0;
 }
@@ -448,7 +452,7 @@ int igc_signed_open(const uint8_t *ber, size_t len, const igc_certs *signers, in
                     igc_signed *out)
 {
     STACK_OF(X509) *inside = NULL;
-    STACK_OF(CMS_SignerInfo) *infos;
+    STACK_OF(CMS_SignerInfo) * infos;
     CMS_SignerInfo *info;
     CMS_ContentInfo *cms;
     X509 *signer, *named;

@@ -433,8 +433,8 @@ int igc_key_sign(const igc_key *key, const uint8_t *tbs, size_t tbs_len, igc_buf
     return sign(key, fitting_hash(key->pkey), tbs, tbs_len, alg, sig);
 }
 
-int igc_key_sign_with(const igc_key *key, const char *digest, const uint8_t *tbs, size_t tbs_len, igc_buf *alg,
-                      igc_buf *sig)
+int igc_key_sign_with(const igc_key *key, const char *digest, const uint8_t *tbs, size_t tbs_len,
+                      igc_buf *alg, igc_buf *sig)
 {
     static const char *const allowed[] = {"sha1", "sha256", "sha384", "sha512"};
     size_t i;

@@ -264,6 +264,47 @@ static void key_refusals(const igc_key *key)
 }
 
 /* An encrypted key that asks for 2^31 - 1 rounds, or for scrypt far beyond reason. */
+/* EnvelopedData and SignedData: refusals, and that a round trip through parts gives the content again. */
+static void messages(const igc_key *rsa, const igc_key *other)
+{
+    igc_buf der = new_cert(rsa, "rsa", rsa, "rsa", 0, NULL),
+            foreign_der = new_cert(other, "other", other, "other", 0, NULL);
+    igc_buf wrapped, iv, sealed, alg, sig, content;
+    igc_certs *set = NULL, *foreign_set = NULL, *empty = NULL;
+    igc_signed opened;
+    char cipher[32];
+
+    CODE(OK, igc_certs_read(der.data, der.len, &set));
+    CODE(OK, igc_certs_read(foreign_der.data, foreign_der.len, &foreign_set));
+    CODE(OK, igc_certs_read(NULL, 0, &empty));
+    CODE(PARSE, igc_certs_read(der.data, der.len - 1, &(igc_certs *){NULL}));
+    CODE(OK, igc_envelope_make(set, "aes-256-cbc", u8("content"), 7, &wrapped, &iv, &sealed));
+    CHECK(wrapped.len == 256 && iv.len == 16 && sealed.len == 16);
+    igc_buf_free(&wrapped);
+    igc_buf_free(&iv);
+    igc_buf_free(&sealed);
+    CODE(ARG, igc_envelope_make(set, "des-cbc", u8("content"), 7, &wrapped, &iv, &sealed));
+    CODE(ARG, igc_envelope_make(empty, "aes-256-cbc", u8("content"), 7, &wrapped, &iv, &sealed));
+    CODE(KEYTYPE, igc_envelope_make(foreign_set, "aes-256-cbc", u8("content"), 7, &wrapped, &iv, &sealed));
+    CHECK(wrapped.data == NULL && iv.data == NULL && sealed.data == NULL);
+    CODE(KEYTYPE, igc_envelope_open(der.data, der.len, other, foreign_set, 0, &content, cipher));
+    CODE(PARSE, igc_envelope_open(der.data, der.len, rsa, set, 0, &content, cipher));
+    CODE(PARSE, igc_signed_open(der.data, der.len, empty, 1, 0, &opened));
+    CODE(PARSE, igc_signed_open(der.data, der.len - 1, empty, 1, 0, &opened));
+    CHECK(opened.content.data == NULL);
+    CODE(OK, igc_key_sign_with(rsa, "sha512", u8("x"), 1, &alg, &sig));
+    CHECK(sig.len == 256);
+    igc_buf_free(&alg);
+    igc_buf_free(&sig);
+    CODE(ARG, igc_key_sign_with(rsa, "md5", u8("x"), 1, &alg, &sig));
+    igc_certs_free(set);
+    igc_certs_free(foreign_set);
+    igc_certs_free(empty);
+    igc_certs_free(NULL);
+    igc_buf_free(&der);
+    igc_buf_free(&foreign_der);
+}
+
 static void costly_key(void)
 {
     ASN1_OCTET_STRING *bytes = ASN1_OCTET_STRING_new();
@@ -661,6 +702,7 @@ int main(void)
     chain(keys[0], keys[1], keys[2]);
     chain(keys[COUNT - 1], keys[0], keys[7]);
     cms(keys[0]);
+    messages(keys[COUNT - 1], keys[0]);
     costly_key();
 end:
     while (i-- > 0)
