@@ -162,8 +162,7 @@ def self_signed(key: crypto.Key, subject_der: bytes, serial: int, not_before: in
     """
     usage = der.octet_string(der.bit_string(b"\xa0", 5))
     extensions = der.sequence(der.sequence(der.oid("2.5.29.15"), der.boolean(True), usage))
-    # the algorithm stands in what is signed: learn it first
-    algorithm, _ = key.sign(b"")
+    algorithm = _algorithm_of(key)  # it stands in what is signed, too
     tbs = der.sequence(
         der.explicit(0, der.integer(2)),
         der.integer(serial),
@@ -174,8 +173,14 @@ def self_signed(key: crypto.Key, subject_der: bytes, serial: int, not_before: in
         key.spki(),
         der.explicit(3, extensions),
     )
-    algorithm, signature = key.sign(tbs)
+    _, signature = key.sign_with("sha256", tbs) if key.type.startswith("rsa_") else key.sign(tbs)
     return der.sequence(tbs, algorithm, der.bit_string(signature))
+
+
+def _algorithm_of(key: crypto.Key) -> bytes:
+    if key.type.startswith("rsa_"):
+        return der.sequence(der.oid("1.2.840.113549.1.1.11"), der.null())
+    return key.sign(b"")[0]
 
 
 def issuer_and_serial(cert: bytes) -> bytes:

@@ -333,6 +333,18 @@ static X509 *signer_in(CMS_SignerInfo *info, STACK_OF(X509) * certs)
     return NULL;
 }
 
+/* X509_cmp() would look into every extension first. */
+static int same_encoding(X509 *a, X509 *b)
+{
+    igc_buf one = {NULL, 0}, two = {NULL, 0};
+    int same = igc_list_add(&one, a) == IGC_OK && igc_list_add(&two, b) == IGC_OK && one.len == two.len &&
+               memcmp(one.data, two.data, one.len) == 0;
+
+    igc_buf_free(&one);
+    igc_buf_free(&two);
+    return same;
+}
+
 /* Name of an acceptable digest, or NULL. */
 static const char *digest_name(int nid, int weak)
 {
@@ -490,7 +502,7 @@ int igc_signed_open(const uint8_t *ber, size_t len, const igc_certs *signers, in
     }
     /* a certificate of the signer's name and number that is another one: damaged, or worse */
     named = signer_in(info, inside);
-    if (named && X509_cmp(named, signer) != 0) {
+    if (named && !same_encoding(named, signer)) {
         rc = igc_fail(IGC_E_CHAIN, "the signer's certificate in the message is not the one that is known");
         goto out;
     }
