@@ -92,7 +92,8 @@ class Capabilities:
         if digest == "sha1" and not legacy:
             raise CheckError(
                 "the server announces neither SHA-256 nor SHA-512",
-                hint="if it is an old server that you trust, allow SHA-1 and triple DES: ca-proxy ca set-scep --legacy",
+                hint="if it is an old server that you trust, let the proxy speak SHA-1 and triple DES with it:"
+                " ca-proxy ca set-scep --legacy",
             )
         return Algorithms(digest, "des-ede3-cbc" if legacy and "AES" not in self else "aes-256-cbc")
 

@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 import time
 from typing import Any
 
 from .. import crypto
-from ..codec import est, pkcs10
+from ..codec import pkcs10
 from ..codec.http import Request, Response, plain_line, plain_reason
 from ..codec.pem import decode_pem, encode_pem
 from ..errors import CheckError, Error, RemoteProtocolError, SettingsError, StorageError, TransportError
 from ..model import CsrSpec, DeviceFacts, Subject
 from ..settings import CertSettings, Settings, load_json, parse_settings
-from . import files, keys
+from . import files, keys, straight
 from .config import Config
 from .facts import gather
-from .flow import EX_OK, EX_TEMPFAIL, Run, Sender, exit_code
+from .flow import EX_OK, EX_TEMPFAIL, Run, Way, exit_code
 from .log import Log
 from .transport import Link, client_context
 
@@ -151,7 +150,7 @@ class Agent:
             raise RemoteProtocolError(
                 f"{server} does not hand out its CA: {answer.status} {plain_reason(answer)}"
             )
-        return _by_fingerprint(decode_pem(answer.body), fingerprint)
+        return straight.by_fingerprint(decode_pem(answer.body), fingerprint)
 
     def _management_csr(self, *, fresh: bool = False) -> bytes:
         """A CSR over the key in key.pem (registration) or over key.new (renewal), which is kept until it is used."""
@@ -268,84 +267,27 @@ class Agent:
 
     # ---- the way to a certificate's CA ----------------------------------------------------------
 
-    def connect(self, cert: CertSettings, current: crypto.Certificate | None) -> Sender:
+    def connect(self, cert: CertSettings, current: crypto.Certificate | None) -> Way:
         """Through the proxy, or straight to the CA; `current` authenticates a renewal straight to the CA."""
-        straight = cert.enrollment.est
-        if straight is None:
+        enrollment = cert.enrollment
+        if enrollment.est is None and enrollment.scep is None:
             link = self.proxy()
             try:
                 self._report(link)  # the proxy computes subject and names from what the device is now
             except Error:
                 link.close()
                 raise
-            return _Labelled(link, cert.friendly_name)
-        context = self._straight_context(straight)
-        try:
-            if current is not None:
-                home = os.path.join(self.run().tree.path, cert.friendly_name)
-                password = cert.key.crypt_password or None
-                context.load_cert_chain(
-                    os.path.join(home, "cert.pem"), os.path.join(home, "pkey.pem"), password
-                )
-            elif straight.client_certificate:
-                pair = (straight.client_certificate, straight.client_key or straight.client_certificate)
-                at = [self.config.at(path) for path in pair]
-                context.load_cert_chain(at[0], at[1], straight.crypt_client_key_password or None)
-        except OSError as err:
-            raise SettingsError(
-                "enrollment.est.client_certificate", f"cannot be used: {plain_line(str(err))}"
-            ) from None
-        authorization = ""
-        if straight.username:
-            pair_text = f"{straight.username}:{straight.crypt_password}".encode()
-            authorization = f"Basic {base64.b64encode(pair_text).decode()}"
-        return _Labelled(Link(straight.server, context, authorization=authorization), straight.label or None)
-
-    def _straight_context(self, straight: Any) -> Any:
-        if straight.ca_file:
-            path = self.config.at(straight.ca_file)
-            try:
-                text = files.read(path).decode("ascii", "replace")
-            except FileNotFoundError:
-                raise SettingsError("enrollment.est.ca_file", f"{path} is not there") from None
-            return client_context(ca_pem=text)
-        if straight.ca_fingerprint:
-            with Link(straight.server, client_context(verify=False)) as link:
-                cas = est.cacerts_reply(link.send(est.cacerts_request(straight.label or None)))
-            return client_context(ca_pem=_by_fingerprint(cas, straight.ca_fingerprint))
-        return client_context(ca_dir=self.config.at(self.config.ca_store))
-
-
-class _Labelled:
-    """A link and the label under which the certificate is asked for."""
-
-    def __init__(self, link: Link, label: str | None) -> None:
-        self.label = label
-        self._link = link
-
-    def send(self, request: Request) -> Response:
-        return self._link.send(request)
-
-    def close(self) -> None:
-        self._link.close()
+            return straight.EstWay(link, cert.friendly_name)
+        home = os.path.join(self.run().tree.path, cert.friendly_name)
+        renew = current is not None
+        if enrollment.est is not None:
+            return straight.straight_est(self.config, enrollment.est, home, cert, renew=renew)
+        assert enrollment.scep is not None
+        return straight.straight_scep(self.config, enrollment.scep, home, cert, renew=renew)
 
 
 def _now() -> int:
     return int(time.time())
-
-
-def _by_fingerprint(certs: list[bytes], fingerprint: str) -> str:
-    """PEM of the certificates when one of them has that SHA-256; CheckError otherwise."""
-    wanted = fingerprint.replace(":", "").replace(" ", "").lower()
-    if len(wanted) != 64:
-        raise SettingsError("ca_fingerprint", "is not a SHA-256 fingerprint of 64 hexadecimal digits")
-    for der in certs:
-        if hashlib.sha256(der).hexdigest() == wanted:
-            return encode_pem(der)
-    raise CheckError(
-        "no certificate of the server has that fingerprint",
-        hint="compare the fingerprint; this may not be the server you think it is",
-    )
 
 
 def _json(response: Response, what: str) -> dict[str, Any]:

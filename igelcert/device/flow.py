@@ -11,11 +11,10 @@ from typing import Protocol
 
 from .. import crypto
 from ..codec import answer as answers
-from ..codec import est, pkcs10
-from ..codec.http import Request, Response
+from ..codec import pkcs10
 from ..codec.pem import decode_pem
 from ..errors import Error, RemoteProtocolError, SettingsError, StorageError, TransportError
-from ..model import CsrSpec, DeviceFacts, Issued, Pending, Refused
+from ..model import CsrSpec, DeviceFacts, Issued, Outcome, Pending, Refused
 from ..settings import CertSettings, Settings
 from . import files, keys, schedule
 from .castore import CaStore
@@ -23,23 +22,24 @@ from .config import Config
 from .log import Log
 from .store import Tree
 
-__all__ = ["EX_CONFIG", "EX_FAILED", "EX_OK", "EX_TEMPFAIL", "Run", "Sender", "exit_code"]
+__all__ = ["EX_CONFIG", "EX_FAILED", "EX_OK", "EX_TEMPFAIL", "Run", "Way", "exit_code"]
 
 EX_OK, EX_FAILED, EX_TEMPFAIL, EX_CONFIG = 0, 1, 75, 78
 LOCK_SECONDS = 30.0
 
 
-class Sender(Protocol):
-    """A server as the flow sees it."""
+class Way(Protocol):
+    """The way to a certificate's CA as the flow sees it."""
 
-    label: str | None
+    def enroll(self, key: crypto.Key, csr: bytes, *, renew: bool, kept: bool) -> Outcome:
+        """What the CA says to the CSR (DER) of `key`. kept: it was sent before, and the answer has not come."""
 
-    def send(self, request: Request) -> Response: ...
+    def cacerts(self) -> list[bytes]: ...
     def close(self) -> None: ...
 
 
 # (certificate, live certificate to authenticate a renewal with or None) -> where its requests go
-Connect = Callable[[CertSettings, crypto.Certificate | None], Sender]
+Connect = Callable[[CertSettings, crypto.Certificate | None], Way]
 
 
 def exit_code(codes: Sequence[int]) -> int:
@@ -150,12 +150,6 @@ class Run:
                 link="clock",
                 hint="set the clock, then run again",
             )
-        if cert.enrollment.proto == "scep":
-            raise SettingsError(
-                "enrollment.proto",
-                "SCEP straight from the device is not in this version",
-                hint="use 'igelums'",
-            )
         self.tree.place(name)
         renewing = self._renewable(live.cert, spec) if live.usable else None
         self.log.info(
@@ -166,13 +160,12 @@ class Run:
             self.log.info(f"{name}: asking again with the request that is under way")
         server = self.connect(cert, live.cert if renewing else None)
         try:
-            answer = server.send(est.enroll_request(csr, server.label, renew=renewing is not None))
-            outcome = est.enroll_reply(answer, self.now())
+            outcome = server.enroll(key, csr, renew=renewing is not None, kept=kept)
             if isinstance(outcome, Pending):
                 return self._note_pending(name, mark, outcome)
             if isinstance(outcome, Refused):
                 return self._note_refusal(name, outcome)
-            cas = est.cacerts_reply(server.send(est.cacerts_request(server.label)))
+            cas = server.cacerts()
         except RemoteProtocolError as err:
             raise RemoteProtocolError(f"the answer cannot be used: {err}", hint=err.hint) from None
         finally:

@@ -1,4 +1,4 @@
-"""HTTPS for the device: http.client and ssl, one kept connection, everything bounded.
+"""HTTPS, and HTTP for SCEP, for the device: http.client and ssl, one kept connection, everything bounded.
 
 Only the private CA is loaded. Redirects are not followed, proxies from the environment are ignored.
 """
@@ -22,21 +22,15 @@ DEADLINE = 90.0  # seconds for a whole exchange
 MAX_BODY = 1 << 20
 
 
-def split_url(url: str) -> tuple[str, int]:
-    """Host and port of an https URL without user, path or query."""
+def split_url(url: str, scheme: str = "https") -> tuple[str, int]:
+    """Host and port of an https URL (or http, by `scheme`) without user, path or query."""
     try:
         parts = urlsplit(url)
-        port = parts.port or 443
+        port = parts.port or (443 if scheme == "https" else 80)
     except ValueError:
         raise SettingsError("server", f"{url!r} is not a URL") from None
-    if (
-        parts.scheme != "https"
-        or not parts.hostname
-        or parts.username
-        or parts.query
-        or parts.path.strip("/")
-    ):
-        raise SettingsError("server", f"{url!r} is not of the form https://HOST[:PORT]")
+    if parts.scheme != scheme or not parts.hostname or parts.username or parts.query or parts.path.strip("/"):
+        raise SettingsError("server", f"{url!r} is not of the form {scheme}://HOST[:PORT]")
     return parts.hostname, port
 
 
@@ -63,16 +57,16 @@ def client_context(
 
 
 class Link:
-    """A connection to one server. `authorization`: value of that header, never shown."""
+    """A connection to one server; context None: plain HTTP. `authorization`: value of that header, never shown."""
 
     def __init__(
-        self, url: str, context: ssl.SSLContext, *, authorization: str = "", timeout: float = TIMEOUT
+        self, url: str, context: ssl.SSLContext | None, *, authorization: str = "", timeout: float = TIMEOUT
     ) -> None:
-        self.host, self.port = split_url(url)
+        self.host, self.port = split_url(url, "http" if context is None else "https")
         self._context = context
         self._authorization = authorization
         self._timeout = timeout
-        self._connection: http.client.HTTPSConnection | None = None
+        self._connection: http.client.HTTPConnection | None = None
 
     def __enter__(self) -> Link:
         return self
@@ -97,9 +91,7 @@ class Link:
         return self._exchange(request)
 
     def _exchange(self, request: Request) -> Response:
-        connection = self._connection or http.client.HTTPSConnection(
-            self.host, self.port, timeout=self._timeout, context=self._context
-        )
+        connection = self._connection or self._new()
         self._connection = None
         late = threading.Event()
         timer: threading.Timer | None = None
@@ -131,6 +123,11 @@ class Link:
                 timer.cancel()
             if connection is not None:
                 connection.close()
+
+    def _new(self) -> http.client.HTTPConnection:
+        if self._context is None:
+            return http.client.HTTPConnection(self.host, self.port, timeout=self._timeout)
+        return http.client.HTTPSConnection(self.host, self.port, timeout=self._timeout, context=self._context)
 
     @property
     def _name(self) -> str:
