@@ -22,10 +22,12 @@ __all__ = [
     "claim",
     "finish",
     "issued_before",
+    "latest",
     "listing",
     "owner_of",
     "refuse",
     "track",
+    "under_way",
 ]
 
 STALE_MARGIN = 60  # seconds beyond what a request can take, after which it is taken over: its proxy died
@@ -241,6 +243,26 @@ def _prune(connection: sa.Connection, unit_id: str) -> None:
         .limit(KEPT_REFUSALS)
     )
     connection.execute(enrollments.delete().where(mine, enrollments.c.id.not_in(kept)))
+
+
+def latest(context: Context, unit_id: str, friendly_name: str) -> Any | None:
+    """The newest request of a device for that certificate."""
+    query = (
+        sa.select(enrollments)
+        .where(enrollments.c.unit_id == unit_id, enrollments.c.friendly_name == friendly_name)
+        .order_by(enrollments.c.updated.desc(), enrollments.c.id.desc())
+        .limit(1)
+    )
+    with context.db.read() as connection:
+        return connection.execute(query).one_or_none()
+
+
+def under_way(context: Context, ask: Ask) -> bool:
+    """Did this very request get as far as the CA before?"""
+    query = sa.select(enrollments.c.state).where(ask.where)
+    with context.db.read() as connection:
+        state = connection.execute(query).scalar()
+    return state in {"running", "pending", "issued", "failed"}
 
 
 def issued_before(context: Context, ask: Ask, certificate: crypto.Certificate) -> bool:

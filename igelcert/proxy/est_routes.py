@@ -6,7 +6,7 @@ from flask import Blueprint, Response, g, request
 
 from ..codec import est, http, pkcs10
 from ..errors import Error, RemoteProtocolError
-from . import cacerts, enrollments, policy, profiles
+from . import cacerts, challenges, enrollments, policy, profiles
 from .context import Context
 from .identity import Client, client_of
 from .relay import Answer, relay
@@ -82,14 +82,20 @@ def _enroll(context: Context, client: Client, operation: str, label: str | None)
         raise RemoteProtocolError(
             "subject or alternative names differ from the certificate that is renewed", status_hint=403
         )
-    certs = profiles.effective(context, device).certs
+    certs = challenges.check(context, device, profiles.effective(context, device)).certs
     try:
         chosen = policy.choose(csr, device.facts, certs, label)
     except RemoteProtocolError as err:
         ask = enrollments.Ask(device.unit_id, (label or "")[:256], csr, operation)
         enrollments.refuse(context, ask, "refused", str(err))
         raise
-    return _message(relay(context, device.unit_id, chosen.friendly_name, csr, operation))
+    ask = enrollments.Ask(device.unit_id, chosen.friendly_name, csr, operation)
+    try:
+        challenges.spend(context, ask)
+    except RemoteProtocolError as err:
+        enrollments.refuse(context, ask, "refused", str(err))  # the next settings bring a new one
+        return est.error_response(err.status_hint, str(err), challenges.RETRY_SECONDS)
+    return _message(relay(context, ask))
 
 
 def _message(answer: Answer) -> http.Response:

@@ -28,6 +28,7 @@ __all__ = [
     "listing",
     "remove",
     "store",
+    "tag",
     "unassign",
 ]
 
@@ -174,14 +175,18 @@ def effective(context: Context, device: Device) -> Effective:
         (doc["show_user_notifications"] for doc in documents if "show_user_notifications" in doc), True
     )
     merged = {"show_user_notifications": shown, "certs": [entry for entry, _ in certs.values()]}
-    # keyed: the tag is no way to guess at passwords
-    mark = hmac.new(context.sealer.derive("settings etag"), json.dumps(merged).encode(), hashlib.sha256)
     return Effective(
         merged,
         tuple(parsed for _, parsed in certs.values()),
-        f'"{mark.hexdigest()[:32]}"',
+        tag(context, merged),
         frozenset(passed),
     )
+
+
+def tag(context: Context, document: dict[str, Any]) -> str:
+    """The ETag of a settings document. Keyed: it is no way to guess at passwords."""
+    mark = hmac.new(context.sealer.derive("settings etag"), json.dumps(document).encode(), hashlib.sha256)
+    return f'"{mark.hexdigest()[:32]}"'
 
 
 def _assigned(context: Context, device: Device) -> list[Any]:

@@ -41,11 +41,8 @@ class Answer:
     retry_after: int | None = None
 
 
-def relay(
-    context: Context, unit_id: str, friendly_name: str, csr: pkcs10.CertificationRequest, operation: str
-) -> Answer:
+def relay(context: Context, ask: records.Ask) -> Answer:
     """The answer to a request that policy allowed."""
-    ask = records.Ask(unit_id, friendly_name, csr, operation)
     deadline = time.monotonic() + JOIN_SECONDS
     try:
         upstream = context.upstreams.current()

@@ -8,7 +8,7 @@ from flask import Blueprint, Response, g, jsonify, request
 
 from ..errors import RemoteProtocolError, SettingsError
 from ..settings import load_json
-from . import devices, profiles
+from . import challenges, devices, profiles
 from .context import Context
 from .identity import client_of
 
@@ -36,7 +36,7 @@ def make(context: Context) -> Blueprint:
     def settings() -> Response:
         device = client_of(context, request.environ).device()
         g.unit_id = device.unit_id
-        found = profiles.effective(context, device)
+        found = challenges.hand_out(context, device, profiles.effective(context, device))
         if found.etag in [
             tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")
         ]:

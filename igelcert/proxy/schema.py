@@ -30,6 +30,7 @@ __all__ = [
     "management_certificates",
     "meta",
     "metadata",
+    "ndes_challenges",
     "profiles",
     "scep_keys",
     "scep_secrets",
@@ -171,6 +172,18 @@ scep_secrets = Table(
         "unit_id", String(64), ForeignKey("devices.unit_id", ondelete="CASCADE"), nullable=False, index=True
     ),
     Column("created", BigInteger, nullable=False),
+)
+
+# one-time challenges of NDES, given to a device for one CSR; an empty `sealed`: being fetched
+ndes_challenges = Table(
+    "ndes_challenges",
+    metadata,
+    Column("unit_id", String(64), ForeignKey("devices.unit_id", ondelete="CASCADE"), primary_key=True),
+    Column("friendly_name", String(256), primary_key=True),
+    Column("config_version", BigInteger, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("fetched", BigInteger, nullable=False),
+    Column("used", Boolean, nullable=False),
 )
 
 # RSA keys that sign SCEP messages; answers are encrypted for them

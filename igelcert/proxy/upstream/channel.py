@@ -24,10 +24,10 @@ from urllib3.exceptions import (
 
 from ... import crypto
 from ...codec.http import Request, Response, plain_line
-from ...errors import Error, RemoteProtocolError, TransportError
+from ...errors import Error, RemoteProtocolError, SettingsError, TransportError
 from .steps import Step
 
-__all__ = ["Channel", "date"]
+__all__ = ["Channel", "client_context", "date"]
 
 MAX_BODY = 1 << 20
 READ_SIZE = 65_536
@@ -319,3 +319,16 @@ def _describe(der: bytes) -> str:
 
 def date(moment: int) -> str:
     return time.strftime("%Y-%m-%d", time.gmtime(moment))
+
+
+def client_context(certificate: str) -> ssl.SSLContext:
+    """Trusts the certificates given (PEM), or the system's CAs where none is."""
+    context = ssl.create_default_context() if not certificate else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    if certificate:
+        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
+        try:
+            context.load_verify_locations(cadata=certificate)
+        except ssl.SSLError as err:
+            raise SettingsError("--certificate", f"cannot be used: {err.reason}") from None
+    return context

@@ -119,6 +119,10 @@ class ScepSettings:
             check_text("--ndes-user", self.ndes_user, 256)
 
     @property
+    def ndes_where(self) -> tuple[bool, str, int, str]:
+        return split_url("--ndes-url", self.ndes_url)
+
+    @property
     def where(self) -> tuple[bool, str, int, str]:
         """TLS, host, port, path."""
         return split_url("--url", self.url)
@@ -184,6 +188,10 @@ class CaConfig:
     settings: Settings
     keystore: bytes = field(default=b"", repr=False)
     password: str = field(default="", repr=False)
+
+    @property
+    def kind(self) -> str:
+        return "est" if isinstance(self.settings, EstSettings) else "scep"
 
     @property
     def est(self) -> EstSettings:

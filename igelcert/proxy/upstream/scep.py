@@ -11,7 +11,6 @@ import base64
 import hashlib
 import json
 import secrets
-import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -22,9 +21,9 @@ from ...codec import pkcs10, pkimessage, scep
 from ...codec.http import Response, plain_reason
 from ...codec.pkimessage import Algorithms, Identity, Message
 from ...codec.scep import Authorities, Capabilities
-from ...errors import CheckError, Error, RemoteProtocolError, SettingsError
+from ...errors import CheckError, Error, RemoteProtocolError
 from ...model import Outcome, Pending, Refused, Subject
-from .channel import Channel, date
+from .channel import Channel, client_context, date
 from .config import CaConfig
 from .scepkeys import TransportKeys
 from .steps import Step, Ticket
@@ -66,7 +65,7 @@ class ScepUpstream:
         self.config = config
         self._keys = keys
         tls, host, port, self._path = config.scep.where
-        context = _client_context(config.scep.certificate) if tls else None
+        context = client_context(config.scep.certificate) if tls else None
         self._channel = Channel(host, port, timeout, context, TRUST_HINT)
         self._lock = threading.Lock()
         self._known: _Server | None = None
@@ -304,16 +303,3 @@ def _fingerprint_step(found: Authorities, fingerprint: str) -> Step:
 
 def _shown(cert: crypto.Certificate) -> str:
     return f"{cert.cn or cert.subject_text} (until {date(cert.not_after)})"
-
-
-def _client_context(certificate: str) -> ssl.SSLContext:
-    """Trusts the certificates given (PEM), or the system's CAs where none is."""
-    context = ssl.create_default_context() if not certificate else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if certificate:
-        context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        try:
-            context.load_verify_locations(cadata=certificate)
-        except ssl.SSLError as err:
-            raise SettingsError("--certificate", f"cannot be used: {err.reason}") from None
-    return context

@@ -23,6 +23,17 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["unit_id"], ["devices.unit_id"], ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("secret_sha256"),
     )
+    op.create_table(
+        "ndes_challenges",
+        sa.Column("unit_id", sa.String(length=64), nullable=False),
+        sa.Column("friendly_name", sa.String(length=256), nullable=False),
+        sa.Column("config_version", sa.BigInteger(), nullable=False),
+        sa.Column("sealed", sa.LargeBinary(), nullable=False),
+        sa.Column("fetched", sa.BigInteger(), nullable=False),
+        sa.Column("used", sa.Boolean(), nullable=False),
+        sa.ForeignKeyConstraint(["unit_id"], ["devices.unit_id"], ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("unit_id", "friendly_name"),
+    )
     op.create_index("ix_scep_secrets_unit_id", "scep_secrets", ["unit_id"])
     op.add_column(
         "profiles", sa.Column("passthrough", sa.Boolean(), nullable=False, server_default=sa.false())
