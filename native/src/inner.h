@@ -22,7 +22,8 @@ void igc_begin(void);
 /* Fail with `code`; collects libcrypto's queue. `detail` is a plain sentence or NULL. Returns code. */
 int igc_fail(int code, const char *detail);
 
-/* RC2-40 and RC4 of old keystores, and single DES, live in libcrypto's legacy provider, which an image may lack. */
+/* RC2-40 and RC4 of old keystores, and single DES, live in libcrypto's legacy provider, which an image may
+ * lack. */
 void igc_load_legacy(void);
 
 int igc_buf_set(igc_buf *buf, const void *data, size_t len); /* IGC_OK or IGC_E_NOMEM */
