@@ -36,7 +36,9 @@ __all__ = [
     "read",
     "read_issuer_and_serial",
     "read_issuer_and_subject",
+    "read_next_ca",
     "self_signed",
+    "sign_next_ca",
     "write",
 ]
 

@@ -132,19 +132,22 @@ def test_micromdm_needs_leave_for_its_single_des(gate: Proxy, mdm: ScepCa, tmp_p
     assert "single DES, which is not allowed" in log
 
 
+@pytest.mark.parametrize("given", ["not this one", ""])
 @pytest.mark.parametrize("name", ["mdm", "step"])
-def test_wrong_challenge_at_a_foreign_ca(
-    gate: Proxy, tmp_path: Path, name: str, request: pytest.FixtureRequest
+def test_wrong_and_missing_challenge_at_a_foreign_ca(
+    gate: Proxy, tmp_path: Path, name: str, given: str, request: pytest.FixtureRequest
 ) -> None:
     ca: ScepCa = request.getfixturevalue(name)
     gate.use_scep(ca.url, "--legacy")
+    unit = f"CH-{name}-{len(given)}"
     wrong = cert("wrong", "ec_prime256v1")
-    wrong["enrollment"]["crypt_challenge_password"] = "not this one"
-    gate.profile(f"wrong-{name}", wrong, directory=f"/Wrong/{name}")
-    device = gate.device(tmp_path / "root", f"WRONG{name}", f"tc-wrong-{name}", directory=f"/Wrong/{name}")
+    wrong["enrollment"]["crypt_challenge_password"] = given
+    gate.profile(unit, wrong, directory=f"/{unit}")
+    device = gate.device(tmp_path / "root", unit, f"tc-{unit}", directory=f"/{unit}")
     log = device.sync(code=1)
     assert "the CA refused" in log and "badRequest" in log
     assert not (device.certs / "wrong").exists()
+    assert gate.enrollments()[0]["state"] == "refused"
 
 
 def fingerprint(pem: Path) -> str:
@@ -343,6 +346,8 @@ def test_who_may_pass(gate: Proxy, passing: tuple[Device, LabCa, str], tmp_path:
     assert gate.ask("GET", "/scep/other" + caps, client=device)[0] == 403, "a label that is not assigned"
     assert gate.ask("GET", path + "?operation=Other")[0] == 400
     assert gate.ask("POST", path + "?operation=PKIOperation", b"\x30\x03abc")[0] == 400
+    status, _, body = gate.ask("GET", path + "?operation=PKIOperation&message=" + "A" * 6000)
+    assert status == 400 and b"message is refused" in body, "a message in the URL is longer than most URLs"
     name = device.unit_id.lower()
     gate.cli("profile", "passthrough", name, "off")
     status, _, body = gate.ask("GET", path + caps)

@@ -17,6 +17,7 @@ from pyasn1_modules import rfc5652
 
 from igelcert import crypto
 from igelcert.codec import pkcs10, pkimessage, scep
+from igelcert.codec.cms import certs_only
 from igelcert.codec.pkimessage import Algorithms, Identity, Recipient
 from igelcert.errors import CryptoError, Error, RemoteProtocolError
 from igelcert.model import CsrSpec, Subject
@@ -170,6 +171,14 @@ def test_what_is_written_is_read_the_same() -> None:
     )
     words = scep.refusal(found)
     assert "badRequest" in words and "nein, danke" in words and "challenge password" in words
+
+
+def test_the_next_ca_is_vouched_for_by_the_current_one() -> None:
+    body = pkimessage.sign_next_ca(certs_only([CLIENT.cert]), SERVER)
+    found = scep.next_cacert_reply(scep.Response(200, (), body), SERVER.set)
+    assert [each.der for each in found] == [CLIENT.cert]
+    with pytest.raises(RemoteProtocolError, match="none of the certificates"):
+        scep.next_cacert_reply(scep.Response(200, (), body), CLIENT.set)
 
 
 def test_no_two_messages_share_a_key() -> None:
