@@ -30,21 +30,23 @@ def run(args: argparse.Namespace, log: Log) -> int:
         return _keygen(args, log)
     agent = Agent(config, log)
     if args.command == "apply":
-        if not args.settings and not os.path.exists(os.path.join(agent.dir, "settings.json")):
-            # nothing is known, which is not the same as nothing is wanted
+        settings = _settings(args, agent)
+        if settings is None:
             log.warning("there are no settings yet: run rmagent sync, or give --settings")
             return 0
-        return agent.run().apply(_settings(args, agent))
+        return agent.run().apply(settings, lambda: _settings(args, agent))
     if args.command == "renew":
-        return agent.run().renew(_settings(args, agent), args.names, args.force)
+        settings = _settings(args, agent) or Settings()
+        return agent.run().renew(settings, args.names, args.force, lambda: _settings(args, agent))
     if args.command == "install-cas":
         return agent.run().install_cas()
     return _doctor(agent, args.json)
 
 
-def _settings(args: argparse.Namespace, agent: Agent) -> Settings:
+def _settings(args: argparse.Namespace, agent: Agent) -> Settings | None:
+    """Those that were given, else the stored ones; None when there are none."""
     if not args.settings:
-        return load_settings(os.path.join(agent.dir, "settings.json"))
+        return agent.stored()
     if not os.path.exists(args.settings):
         raise StorageError(f"cannot read {args.settings}: it is not there")
     return load_settings(args.settings)

@@ -78,6 +78,7 @@ class Settler:
         paced: hooks that failed wait until their time comes.
         """
         names = [cert.friendly_name for cert in settings.certs]
+        self._forget_removals(names)
         good = True
         try:
             with Lock(os.path.join(self._tree.store, ".lock"), 0.0):
@@ -93,6 +94,15 @@ class Settler:
         for name in names:
             self._show_failing(name, settings.show_user_notifications)
         return good
+
+    def _forget_removals(self, names: Iterable[str]) -> None:
+        """What is wanted again was not removed: its hooks hear of the new certificate."""
+        if set(_removals(self._tree)).intersection(names):
+            with self._lock():
+                left = {
+                    name: entry for name, entry in _removals(self._tree).items() if name not in set(names)
+                }
+                _keep_removals(self._tree, left)
 
     def next_removal(self) -> int | None:
         """When the hooks of a removal that failed are run again; None when there are none."""

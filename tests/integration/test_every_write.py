@@ -199,7 +199,9 @@ def tell(fleet: Fleet, story: Story) -> list[Call]:
             except Exception as err:
                 call = calls[at - 1]
                 path = (call.other or call.path).removeprefix(f"{root}/")
-                wrong.append(f"cut {('before', 'halfway', 'losing data')[how]} {at} ({call.what} {path}): {err!r}")
+                wrong.append(
+                    f"cut {('before', 'halfway', 'losing data')[how]} {at} ({call.what} {path}): {err!r}"
+                )
 
     threads = [threading.Thread(target=work, args=(each,)) for each in fleet.workers]
     for thread in threads:
@@ -257,7 +259,9 @@ def whole(*names: str, **subject: str) -> Check:
                 assert [each.value for each in cert.subject.get_attributes_for_oid(oid)] == [value]
             if files != old.get(name):
                 digest = hashlib.sha256(files["cert.pem"]).hexdigest()
-                assert any(line.endswith(f" {name} {digest}") for line in heard(root, before)), heard(root, before)
+                assert any(line.endswith(f" {name} {digest}") for line in heard(root, before)), heard(
+                    root, before
+                )
         assert check_store(root, done=True) == cas
         check_identity(root)
 
@@ -266,7 +270,9 @@ def whole(*names: str, **subject: str) -> Check:
 
 def heard(root: Path, before: Path) -> list[str]:
     """What the hook has heard since."""
-    lines = [(at / "heard").read_text().splitlines() if (at / "heard").exists() else [] for at in (before, root)]
+    lines = [
+        (at / "heard").read_text().splitlines() if (at / "heard").exists() else [] for at in (before, root)
+    ]
     return lines[1][len(lines[0]) :]
 
 
@@ -278,8 +284,18 @@ def check_identity(root: Path) -> x509.Certificate:
     assert key.public_key() == cert.public_key()
     ca = x509.load_pem_x509_certificate((place / "trust-store/cacerts.pem").read_bytes())
     cert.verify_directly_issued_by(ca)
-    known = {"cert.pem", "key.pem", "trust-store", "server.json", "settings.json", "settings.etag", "agenda.json"}
-    assert set(os.listdir(place)) - {".lock"} <= known and os.listdir(place / "trust-store") == ["cacerts.pem"]
+    known = {
+        "cert.pem",
+        "key.pem",
+        "trust-store",
+        "server.json",
+        "settings.json",
+        "settings.etag",
+        "agenda.json",
+    }
+    assert set(os.listdir(place)) - {".lock"} <= known and os.listdir(place / "trust-store") == [
+        "cacerts.pem"
+    ]
     return cert
 
 
@@ -290,7 +306,13 @@ def test_the_first_enrollment(fleet: Fleet) -> None:
     fleet.wants(entry())
     story = Story(lambda worker: worker.fresh, ("rmagent", "sync"), whole("lan"), main=True)
     calls = tell(fleet, story)
-    assert len(calls) > 80 and {call.what for call in calls} >= {"create", "write", "rename", "connect", "symlink"}
+    assert len(calls) > 80 and {call.what for call in calls} >= {
+        "create",
+        "write",
+        "rename",
+        "connect",
+        "symlink",
+    }
 
 
 def _asked(cut: Path, before: Path) -> int:
@@ -429,7 +451,9 @@ def test_registration(fleet: Fleet, tmp_path: Path) -> None:
         root = worker.place / "root"
         shutil.rmtree(root, ignore_errors=True)
         (root / "etc/igelcert").mkdir(parents=True)
-        (root / "etc/igelcert/device.toml").write_text(f'unit_id = "{found["unit_id"]}"\nhostname = "h"\n')
+        (root / "wfs").mkdir(mode=0o755)
+        (root / "etc/igelcert/device.toml").write_text(f'unit_id = "{found["unit_id"]}"\n')
+        (root / "etc/hostname").write_text(f"{found['unit_id']}\n")
         token = worker.place / "token"
         token.write_text(found["token"])
         argv = ("rmagent", "register", "--server", fleet.gate.url, "--token-file", str(token))

@@ -58,7 +58,9 @@ def build(directory: Path) -> Path:
     if not shutil.which("cc"):
         pytest.fail("a C compiler is needed to build tests/support/cut.c")
     made = directory / "cut.so"
-    subprocess.run(["cc", "-shared", "-fPIC", "-O2", "-o", made, HERE / "cut.c", "-ldl"], check=True, timeout=60)
+    subprocess.run(
+        ["cc", "-shared", "-fPIC", "-O2", "-o", made, HERE / "cut.c", "-ldl"], check=True, timeout=60
+    )
     return made
 
 
@@ -149,7 +151,9 @@ def undurable(calls: Sequence[Call], place: str) -> list[str]:
             inside += [path for path in disk.names if _within(path, call.path) and path != call.path]
             found += [f"{call.number}: {path} is not flushed before it is renamed" for path in inside]
         if call.what == "connect":
-            found += [f"{call.number}: {path} is not flushed when the request leaves" for path in _open(disk, place)]
+            found += [
+                f"{call.number}: {path} is not flushed when the request leaves" for path in _open(disk, place)
+            ]
         disk.take(call)
     return found + [f"end: {path} is not flushed" for path in _open(disk, place)]
 
@@ -185,7 +189,9 @@ def live_sets(root: Path) -> dict[str, dict[str, bytes]]:
     place = root / "wfs/igel-certs"
     names = [path for path in place.iterdir() if not path.name.startswith(".")] if place.exists() else []
     return {
-        home.name: {str(file.relative_to(home)): file.read_bytes() for file in home.rglob("*") if file.is_file()}
+        home.name: {
+            str(file.relative_to(home)): file.read_bytes() for file in home.rglob("*") if file.is_file()
+        }
         for home in names
     }
 
@@ -206,10 +212,14 @@ def _check_set(files: dict[str, bytes], password: bytes) -> x509.Certificate:
     assert set(files) - singles == {"cert.pem", "cert.pfx", "pkey.pem", "cacerts.pem"}, sorted(files)
     cert = x509.load_pem_x509_certificate(files["cert.pem"])
     cas = x509.load_pem_x509_certificates(files["cacerts.pem"])
-    assert {x509.load_pem_x509_certificate(files[name]) for name in singles} == set(cas) and len(singles) == len(cas)
+    assert {x509.load_pem_x509_certificate(files[name]) for name in singles} == set(cas) and len(
+        singles
+    ) == len(cas)
     assert load_pem_private_key(files["pkey.pem"], password).public_key() == cert.public_key()
     key, leaf, others = pkcs12.load_key_and_certificates(files["cert.pfx"], password)
-    assert key is not None and key.public_key() == cert.public_key() and leaf == cert and set(others) == set(cas)
+    assert (
+        key is not None and key.public_key() == cert.public_key() and leaf == cert and set(others) == set(cas)
+    )
     cert.verify_directly_issued_by(next(ca for ca in cas if ca.subject == cert.issuer))
     return cert
 

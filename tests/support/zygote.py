@@ -12,6 +12,8 @@ import os
 import sys
 import traceback
 
+ITERATIONS = 1000
+
 
 def child(job: dict[str, object]) -> int:
     from igelcert.device import agent, cli, rmagent_cli
@@ -40,9 +42,14 @@ def main() -> None:
     import shutil  # noqa: F401
     import ssl  # noqa: F401
 
+    from igelcert import crypto
     from igelcert.codec import pem  # noqa: F401
     from igelcert.device import agent, cli, commands, flow, rmagent_cli, straight  # noqa: F401
 
+    # most of a run is the derivation of keys from passwords, which is not what is looked at here
+    crypto.Key.write.__defaults__ = (ITERATIONS,)
+    assert crypto.write_pfx.__kwdefaults__ is not None
+    crypto.write_pfx.__kwdefaults__["iterations"] = ITERATIONS
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()
