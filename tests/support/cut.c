@@ -3,8 +3,8 @@
  *   cc -shared -fPIC -O2 -o cut.so cut.c -ldl;  LD_PRELOAD=cut.so PROGRAM, which calls cut_arm()
  *
  * Counted are, in the order in which they happen: every call that makes, writes, names, removes or changes a
- * file below `root`, every fsync there, and every connection to an Internet address (what the program asks of
- * others lies between two of them). At the call number `at` the process ends by SIGKILL; what it left is what
+ * file below `root`, every fsync there, every connection to an Internet address and every start of another program
+ * (what the program asks of others lies between two of them). At the call number `at` the process ends by SIGKILL; what it left is what
  * the next run finds. A system call that is not made through the C library is not seen.
  */
 #define _GNU_SOURCE
@@ -350,6 +350,15 @@ int fdatasync(int fd)
 {
     NEXT(int, fdatasync, (int));
     return flushing(fd) ? 0 : real(fd);
+}
+
+/* What a child does (a hook) lies behind the pipe that Python makes for it. */
+int pipe2(int ends[2], int flags)
+{
+    NEXT(int, pipe2, (int[2], int));
+    if (active())
+        gate("start", "", "", 0);
+    return real(ends, flags);
 }
 
 int connect(int fd, const struct sockaddr *to, socklen_t size)

@@ -44,7 +44,7 @@ TEMPORARY = re.compile(r"\.new\d*$|^\.new")
 
 @dataclass(frozen=True)
 class Call:
-    """A system call that changes files, or (`connect`) asks somebody else. other: a rename's new name."""
+    """A system call that changes files, or (`connect`, `start`) asks somebody else. other: a rename's new name."""
 
     number: int
     what: str
