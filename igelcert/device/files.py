@@ -41,6 +41,7 @@ _WHY = {
     errno.EEXIST: "something else stands there",
     errno.EPERM: "no permission",
     errno.EFBIG: "the file would be too large",
+    errno.ENOENT: "a part of the path is not there",
     errno.ENOTDIR: "a part of the path is not a directory",
     errno.ELOOP: "a symbolic link stands where none may",
 }

@@ -107,7 +107,7 @@ class Tree:
     def _home(self, name: str) -> str:
         home = os.path.join(self.store, name)
         if not os.path.isdir(home):
-            self.prepare()
+            # not what is above it: who has the lock has prepared that, and a /wfs that went away is not made again
             files.make_lasting_dir(home, self.dir_mode, self.owner)
         return home
 
