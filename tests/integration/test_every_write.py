@@ -437,6 +437,31 @@ def test_the_management_certificate(fleet: Fleet, tmp_path: Path) -> None:
     tell(fleet, story)
 
 
+def test_two_renewals_of_the_management_certificate(fleet: Fleet) -> None:
+    """At once, as cron's sync and the resident agent's may be: one after the other, and the pair fits together."""
+    root = fleet.workers[0].place / "both"
+    fleet.gate.device(root, "BOTH", "both", directory="/Plain")
+    codes: list[int] = []
+
+    def renew(worker: Worker) -> None:
+        codes.append(worker.run(root, "rmagent", "sync", code=None, ahead=300 * DAY))
+
+    for _ in range(10):
+        argv = ("rmagent", "sync")
+        threads = [
+            threading.Thread(
+                target=lambda w=worker: codes.append(w.run(root, *argv, code=None, ahead=300 * DAY))
+            )
+            for worker in fleet.workers
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        check_identity(root)
+    assert codes == [0] * 20
+
+
 def test_registration(fleet: Fleet, tmp_path: Path) -> None:
     """The token counts once, and again for the same key: whoever lost the answer asks again."""
     listing = tmp_path / "devices.csv"
