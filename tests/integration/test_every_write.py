@@ -447,13 +447,7 @@ def test_two_renewals_of_the_management_certificate(fleet: Fleet) -> None:
         codes.append(worker.run(root, "rmagent", "sync", code=None, ahead=300 * DAY))
 
     for _ in range(10):
-        argv = ("rmagent", "sync")
-        threads = [
-            threading.Thread(
-                target=lambda w=worker: codes.append(w.run(root, *argv, code=None, ahead=300 * DAY))
-            )
-            for worker in fleet.workers
-        ]
+        threads = [threading.Thread(target=renew, args=(worker,)) for worker in fleet.workers]
         for thread in threads:
             thread.start()
         for thread in threads:
