@@ -55,8 +55,9 @@ def _keep_removals(tree: Tree, removals: Mapping[str, State]) -> None:
 
 
 def note_removal(tree: Tree, name: str, now: int) -> None:
-    """Called before a certificate that was announced is removed: its hooks will hear of it."""
-    if tree.state(name).get("announced"):
+    """Called before a certificate is removed: its hooks will hear of it, as they may have heard of the certificate,
+    whether that was noted or not."""
+    if tree.state(name).get("announced") or content_of(tree, name):
         _keep_removals(tree, {**_removals(tree), name: {"at": now}})
 
 
