@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -114,7 +114,10 @@ class Ca:
         self.last[name] = subject, request
 
     def cas(self) -> list[bytes]:
-        return [root_ca(number)[1].public_bytes(DER) for number in range(self.root + 1)]
+        """The root of now and the one before."""
+        return [
+            root_ca(number)[1].public_bytes(DER) for number in range(max(0, self.root - 1), self.root + 1)
+        ]
 
 
 @dataclass
@@ -343,24 +346,73 @@ def _happens(world: World, what: str, how: list[Any]) -> None:
         world.ca.root = min(world.ca.root + 1, 2)
 
 
-@pytest.mark.parametrize("mode", ["issues", "loses"])
-def test_every_cut_of_a_first_enrollment_and_a_renewal(mode: str, tmp_path: Path) -> None:
-    """Not by chance: at each number, until one run goes through."""
-    for forced in (False, True):
-        for number in range(1, 200):
-            place = tmp_path / f"{mode}-{forced}-{number}"
-            place.mkdir()
-            world = World(place)
-            if forced:
-                world.heal()
-            world.ca.mode = mode
-            ended = world.run(cut=number, force=forced) is not None
-            issued = len(world.ca.issued)
+# ---- not by chance ----------------------------------------------------------------------------------
+
+
+def _nothing(_world: World) -> None:
+    pass
+
+
+def _wants(*wanted: tuple[str, str]) -> Callable[[World], None]:
+    def change(world: World) -> None:
+        world.wanted = wanted
+
+    return change
+
+
+def _mode(mode: str) -> Callable[[World], None]:
+    def change(world: World) -> None:
+        world.ca.mode = mode
+
+    return change
+
+
+def _another_root(world: World) -> None:
+    world.ca.root += 1
+    world.now += 30 * DAY
+
+
+def _waits_for_another(world: World) -> None:
+    world.wanted, world.ca.mode = (("lan", "B"),), "waits"
+
+
+# what is before, what changes, whether the run is forced, what changes after the cut
+STORIES: dict[str, tuple[bool, Callable[[World], None], bool, Callable[[World], None]]] = {
+    "the first": (False, _nothing, False, _nothing),
+    "the first, and its answer is lost": (False, _mode("loses"), False, _nothing),
+    "the first, then it is dropped": (False, _nothing, False, _wants()),
+    "renewed": (True, _nothing, True, _nothing),
+    "renewed, and the answer is lost": (True, _mode("loses"), True, _nothing),
+    "changed": (True, _wants(("lan", "B")), False, _nothing),
+    "changed, then changed back": (True, _waits_for_another, False, _wants(("lan", "A"))),
+    "dropped": (True, _wants(("vpn", "C")), False, _nothing),
+    "dropped, then wanted again": (True, _wants(), False, _wants(("lan", "A"))),
+    "the CA has another root": (True, _another_root, False, _nothing),
+}
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_every_cut(story: str, tmp_path: Path) -> None:
+    """At each number, until a run goes through."""
+    enrolled, change, forced, then = STORIES[story]
+    for number in range(1, 300):
+        place = tmp_path / str(number)
+        place.mkdir()
+        world = World(place)
+        if enrolled:
             world.heal()
-            # the first certificate, and the forced one if its request was on the disk
-            assert issued <= len(world.ca.issued) <= 1 + forced
-            shutil.rmtree(place)
-            if ended:
-                break
-        else:
-            raise AssertionError("no run ever ends")
+        change(world)
+        ended = world.run(cut=number, force=forced) is not None
+        then(world)
+        world.heal()
+        newest = {cert.subject: cert for cert in world.ca.issued.values()}
+        for name, org in world.wanted:
+            live = world.live(name)
+            assert live is not None and newest[live.subject] == live, (
+                f"{name} ({org}): a newer one is not taken"
+            )
+        shutil.rmtree(place)
+        if ended:
+            assert number > 10
+            return
+    raise AssertionError("no run ever ends")
