@@ -282,7 +282,12 @@ class Run:
             raise RemoteProtocolError(f"the answer cannot be used: {err}", hint=err.hint) from None
         finally:
             server.close()
-        self._store(ask, key, csr, outcome, cas, reason)
+        try:
+            self._store(ask, key, csr, outcome, cas, reason)
+        except answers.NoChain:
+            # its CA may be gone since: asked again, this request would get this certificate again
+            self.tree.drop_pending(name)
+            raise
         return EX_OK
 
     def _waits(self, ask: Ask) -> int:
