@@ -553,6 +553,26 @@ def test_a_full_disk(host: Host, ca: HostileCa, tmp_path: Path, free: int) -> No
     assert leaf(host).serial_number != serial and host.litter() == []
 
 
+@pytest.mark.parametrize("free", [0, 4, 8, 16])
+def test_a_full_disk_at_the_first_enrollment(ca: HostileCa, tmp_path: Path, free: int) -> None:
+    """Nobody is asked before the request is on the disk, and one that was asked is asked again."""
+    ca.reset()
+    fresh = device(tmp_path / "root", "tc-17", "SEVENTEEN")
+    fresh.trust(ca.trust_pem)
+    fresh.wants(straight("lan", ca.port))
+    out = tmp_path / "after"
+    done = namespace(FULL, str(fresh.root / "wfs"), str(out), str(free), *fresh.command())
+    assert done.returncode == EX_FAILED and "Traceback" not in done.stderr, done.stderr
+    assert "the disk is full" in done.stderr.splitlines()[0], done.stderr
+    shutil.rmtree(fresh.root / "wfs")
+    shutil.move(out, fresh.root / "wfs")
+    kept = (fresh.certs / ".store/lan/pending").exists()
+    assert len(ca.bodies) == kept and not fresh.home().exists()
+    fresh.do()
+    assert len(set(ca.bodies)) == 1 and fresh.litter() == []
+    check_certificate(fresh.root, "lan", "ec_prime256v1", PASSWORD, authorities=1)
+
+
 READ_ONLY = """
 place=$1; shift
 mount --bind "$place" "$place" && mount -o remount,bind,ro "$place"
