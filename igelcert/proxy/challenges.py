@@ -43,16 +43,20 @@ def hand_out(context: Context, device: Device, found: Effective) -> Effective:
         return found
     document = copy.deepcopy(found.document)
     certs = list(found.certs)
+    incomplete = False
     for index, cert in enumerate(certs):
         if cert.enrollment.proto != "igelums":
             continue
         challenge = _current(context, config, device.unit_id, cert.friendly_name)
         if not challenge and _due(context, device.unit_id, cert):
             challenge = _fetch(context, config, device.unit_id, cert.friendly_name)
+            incomplete |= not challenge
         enrollment = document["certs"][index].setdefault("enrollment", {})
         enrollment["crypt_challenge_password"] = challenge
         certs[index] = replace(cert, enrollment=replace(cert.enrollment, crypt_challenge_password=challenge))
-    return replace(found, document=document, certs=tuple(certs), etag=tag(context, document))
+    return replace(
+        found, document=document, certs=tuple(certs), etag=tag(context, document), incomplete=incomplete
+    )
 
 
 def check(context: Context, device: Device, found: Effective) -> Effective:

@@ -20,6 +20,7 @@ from .. import crypto
 from ..codec import pkcs10
 from ..errors import Error, RemoteProtocolError, SettingsError
 from ..model import DeviceFacts, check_dns_name, check_ip, check_text, check_unit_id
+from . import changes
 from .context import Context
 from .database import now
 from .schema import assignments, devices, management_certificates, tokens
@@ -170,6 +171,7 @@ def remove(context: Context, unit_id: str) -> None:
         )
         connection.execute(devices.delete().where(devices.c.unit_id == unit_id))
         context.db.record(connection, "ca-proxy", "device remove", unit_id)
+        changes.note(connection, [("device", unit_id)])
 
 
 def listing(context: Context) -> list[Device]:
@@ -264,11 +266,11 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
     with context.db.begin() as connection:
         _spend(connection, token, unit_id, spki)
         # whoever holds an older identity of this device is no longer it
-        connection.execute(
+        ended = connection.execute(
             management_certificates.delete().where(
                 management_certificates.c.unit_id == unit_id, management_certificates.c.spki_sha256 != spki
             )
-        )
+        ).rowcount
         answer = _issue(context, connection, unit_id, csr.spki)
         moment = now()
         connection.execute(
@@ -282,6 +284,8 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
             _note_facts(connection, unit_id, body)
         except RemoteProtocolError as err:
             context.db.record(connection, unit_id, "register", str(err))
+        if ended:
+            changes.note(connection, [("device", unit_id)])
     return answer
 
 

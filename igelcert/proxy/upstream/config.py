@@ -16,6 +16,7 @@ from ...codec.est import OPERATIONS
 from ...codec.pem import decode_pem
 from ...errors import Error, SettingsError
 from ...model import check_dns_name, check_ip, check_text, is_ca_label
+from .. import changes
 from ..database import Database, now
 from ..schema import ca_config
 
@@ -217,6 +218,7 @@ def store(context: Context, settings: Settings, keystore: bytes = b"", password:
     )
     with context.db.begin() as connection:
         version = _next_version(connection)
+        challenged = _has_challenges(connection)
         connection.execute(ca_config.delete())
         connection.execute(
             ca_config.insert().values(
@@ -230,16 +232,21 @@ def store(context: Context, settings: Settings, keystore: bytes = b"", password:
             )
         )
         Database.record(connection, "ca-proxy", f"ca set-{kind}", detail)
+        if challenged or _has_challenges(connection):
+            changes.note(connection, [("directory", "/")])
     return version
 
 
 def clear(context: Context) -> bool:
     """Removes the configuration; False when there was none."""
     with context.db.begin() as connection:
+        challenged = _has_challenges(connection)
         gone = connection.execute(ca_config.delete()).rowcount > 0
         if gone:
             _next_version(connection)
             Database.record(connection, "ca-proxy", "ca clear", "")
+        if challenged:
+            changes.note(connection, [("directory", "/")])
     return gone
 
 
@@ -266,6 +273,12 @@ def load(context: Context) -> CaConfig | None:
     return CaConfig(
         row.version, row.updated, settings, base64.b64decode(secret["keystore"]), secret["password"]
     )
+
+
+def _has_challenges(connection: sa.Connection) -> bool:
+    """Do settings carry one-time challenges of NDES?"""
+    found = connection.execute(sa.select(ca_config.c.settings)).scalar()
+    return found is not None and bool(json.loads(found).get("ndes_url"))
 
 
 def _next_version(connection: sa.Connection) -> int:
