@@ -23,7 +23,7 @@ from .database import now
 from .devices import Device
 from .profiles import Effective, tag
 from .schema import ndes_challenges
-from .upstream.config import CaConfig, load
+from .upstream.config import CaConfig, has_challenges, load
 from .upstream.ndes import fetch_challenge
 
 __all__ = ["RETRY_SECONDS", "check", "hand_out", "spend"]
@@ -109,6 +109,8 @@ def _due(context: Context, unit_id: str, cert: CertSettings) -> bool:
 
 def _config(context: Context) -> CaConfig | None:
     """The configuration when it says where NDES hands out challenges."""
+    if not has_challenges(context):  # asked with all settings: nothing is unsealed for that
+        return None
     config = load(context)
     return config if config is not None and config.kind == "scep" and config.scep.ndes_url else None
 

@@ -242,19 +242,21 @@ def must_find(connection: sa.Connection, unit_id: str) -> Device:
     return found
 
 
+_BY_CERTIFICATE = (
+    sa.select(devices)
+    .join(management_certificates, management_certificates.c.unit_id == devices.c.unit_id)
+    .where(management_certificates.c.sha256 == sa.bindparam("digest"))
+)
+
+
 # ---- for devices --------------------------------------------------------------------------------
 
 
 def by_certificate(context: Context, certificate: bytes) -> Device | None:
     """The device of a management certificate, looked up anew each time: a removed device has none."""
-    digest = hashlib.sha256(certificate).hexdigest()
-    query = (
-        sa.select(devices)
-        .join(management_certificates, management_certificates.c.unit_id == devices.c.unit_id)
-        .where(management_certificates.c.sha256 == digest)
-    )
     with context.db.read() as connection:
-        row = connection.execute(query).one_or_none()
+        digest = hashlib.sha256(certificate).hexdigest()
+        row = connection.execute(_BY_CERTIFICATE, {"digest": digest}).one_or_none()
     return _device(row) if row else None
 
 

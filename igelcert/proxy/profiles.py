@@ -210,28 +210,33 @@ def tag(context: Context, document: dict[str, Any]) -> str:
     return f'"{mark.hexdigest()[:32]}"'
 
 
+_ASSIGNED = (
+    sa.select(
+        assignments.c.kind,
+        assignments.c.target,
+        profiles.c.name,
+        profiles.c.sealed,
+        profiles.c.passthrough,
+    )
+    .join(profiles, profiles.c.name == assignments.c.profile)
+    .where(
+        sa.or_(
+            sa.and_(assignments.c.kind == "device", assignments.c.target == sa.bindparam("unit_id")),
+            sa.and_(
+                assignments.c.kind == "directory",
+                assignments.c.target.in_(sa.bindparam("above", expanding=True)),
+            ),
+        )
+    )
+)
+
+
 def _assigned(context: Context, device: Device) -> list[Any]:
     """Rows (name, sealed, passthrough) of the device's profiles, the nearest first."""
     parts = [part for part in device.directory.split("/") if part]
     above = ["/" + "/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
-    query = (
-        sa.select(
-            assignments.c.kind,
-            assignments.c.target,
-            profiles.c.name,
-            profiles.c.sealed,
-            profiles.c.passthrough,
-        )
-        .join(profiles, profiles.c.name == assignments.c.profile)
-        .where(
-            sa.or_(
-                sa.and_(assignments.c.kind == "device", assignments.c.target == device.unit_id),
-                sa.and_(assignments.c.kind == "directory", assignments.c.target.in_(above)),
-            )
-        )
-    )
     with context.db.read() as connection:
-        rows = connection.execute(query).all()
+        rows = connection.execute(_ASSIGNED, {"unit_id": device.unit_id, "above": above}).all()
     rank = {target: index for index, target in enumerate(above)}
     ordered = sorted(rows, key=lambda row: (-1 if row.kind == "device" else rank[row.target], row.name))
     found: dict[str, Any] = {}

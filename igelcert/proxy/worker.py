@@ -396,8 +396,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.awake.append(conn)
 
     def _answer_parked(self) -> None:
-        """Hands those that are awake to threads: half of them at most, the others are for who did not wait."""
-        while self.awake and self.answering < max(1, self.cfg.threads // 2):
+        """Hands those that are awake to threads: a quarter of them at most, the others are for who did not wait."""
+        while self.awake and self.answering < max(1, self.cfg.threads // 4):
             conn = self.awake.popleft()
             if conn.woken and conn.request:  # not gone meanwhile
                 self._unpark(conn)

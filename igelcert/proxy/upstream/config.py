@@ -30,6 +30,7 @@ __all__ = [
     "Settings",
     "clear",
     "current_version",
+    "has_challenges",
     "load",
     "show",
     "split_url",
@@ -275,8 +276,13 @@ def load(context: Context) -> CaConfig | None:
     )
 
 
+def has_challenges(context: Context) -> bool:
+    """Does the CA want one-time challenges of NDES in the settings?"""
+    with context.db.read() as connection:
+        return _has_challenges(connection)
+
+
 def _has_challenges(connection: sa.Connection) -> bool:
-    """Do settings carry one-time challenges of NDES?"""
     found = connection.execute(sa.select(ca_config.c.settings)).scalar()
     return found is not None and bool(json.loads(found).get("ndes_url"))
 
