@@ -16,11 +16,15 @@ SOURCES = Path(__file__).parents[1] / "peers"
 BC_VERSION = "1.87"
 GO_PROGRAMS = {"scepclient": "scep-v2.3.0", "scepserver": "scep-v2.3.0", "step-ca": "step-ca-v0.30.2"}
 SYSTEM = {
+    "certutil": "certutil",
     "curl": "curl",
+    "eapol_test": "eapol_test",
+    "freeradius": "freeradius",
     "java": "java",
     "keytool": "keytool",
     "nginx": "nginx",
     "openssl": "openssl",
+    "pk12util": "pk12util",
     "strongswan": "pki",
 }
 
