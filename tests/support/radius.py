@@ -8,7 +8,7 @@ import secrets
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -98,8 +98,18 @@ class Radius:
 
 
 @contextlib.contextmanager
-def radius(directory: Path, cert: Path, key: Path, password: str, anchors: Path) -> Iterator[Radius]:
-    """FreeRADIUS that shows `cert` (PEM files, key under `password`) and takes clients of the CAs in `anchors`."""
+def radius(
+    directory: Path,
+    cert: Path,
+    key: Path,
+    password: str,
+    anchors: Path,
+    enter: Callable[..., list[str]] = lambda *args: [str(arg) for arg in args],
+) -> Iterator[Radius]:
+    """FreeRADIUS that shows `cert` (PEM files, key under `password`) and takes clients of the CAs in `anchors`.
+
+    `enter` makes a command one that runs elsewhere, as Machine.enter does.
+    """
     program = peer("freeradius")
     directory.mkdir(mode=0o700)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
@@ -115,10 +125,8 @@ def radius(directory: Path, cert: Path, key: Path, password: str, anchors: Path)
     log = directory / "radius.log"
     with log.open("wb") as sink:
         # -fxx: in the foreground, with the reasons of a refusal
-        args = [program, "-fxx", "-l", "stdout", "-d", directory, "-n", "radiusd"]
-        process = subprocess.Popen(
-            [str(arg) for arg in args], stdin=subprocess.DEVNULL, stdout=sink, stderr=sink
-        )
+        args = enter(program, "-fxx", "-l", "stdout", "-d", directory, "-n", "radiusd")
+        process = subprocess.Popen(args, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink)
     try:
         deadline = time.monotonic() + START_SECONDS
         while "Ready to process requests" not in made.log():
