@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
+import shutil
 import socket
 import ssl
 from collections.abc import Iterator
@@ -67,22 +69,23 @@ def serial(host: Host) -> int:
 
 
 def hook(
-    box: Machine, name: str, host: Host, event: str = "renewed", friendly_name: str = "lan", code: int = 0
+    box: Machine,
+    name: str,
+    host: Host,
+    event: str = "renewed",
+    friendly_name: str = "lan",
+    code: int = 0,
+    path: Path | None = None,
 ) -> str:
-    """stderr of the hook as igelcert runs it: its argument, its environment, no terminal."""
+    """What the hook says when it runs as igelcert runs it: its argument, its environment, no terminal."""
     env = {
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": f"{path}:/usr/bin:/bin" if path else "/usr/bin:/bin",
         "IGELCERT_FRIENDLY_NAME": friendly_name,
         "IGELCERT_DIR": str(host.home()),
         "IGELCERT_REASON": "due",
     }
     done = box.run(HOOKS / name, event, env=env, code=code)
-    return done.stderr
-
-
-def configure(box: Machine, **values: str) -> None:
-    lines = [f"{name}='{value}'\n" for name, value in values.items()]
-    (box.etc / "igelcert/hooks.conf").write_text("".join(lines))
+    return done.stdout + done.stderr
 
 
 # ---- nginx --------------------------------------------------------------------------------------
@@ -329,3 +332,259 @@ def test_strongswan_refuses(box: Machine, host: Host, client: Path) -> None:
     config.write_text(config.read_text().replace(PASSWORD, "wrong horse"))
     said = hook(box, "strongswan", host, code=1)
     assert "strongSwan hook: charon did not take" in said and "/private/lan.pem' failed" in said
+
+
+# ---- OpenVPN ------------------------------------------------------------------------------------
+
+OPENVPN = """
+dev null
+verb 3
+ping 1
+ping-restart 10
+auth-nocache
+ca {home}/cacerts.pem
+cert {home}/cert.pem
+key {home}/pkey.pem
+askpass {dir}/password
+"""
+OPENVPN_SERVER = """
+local 127.0.0.1
+lport 11940
+tls-server
+dh none
+script-security 2
+tls-verify {dir}/verify
+"""
+OPENVPN_CLIENT = """
+remote 127.0.0.1 11940
+bind
+local 127.0.0.1
+lport 11941
+tls-client
+persist-key
+remote-cert-tls server
+writepid /run/openvpn/office.pid
+"""
+VERIFY = '#!/bin/sh\n[ "$1" != 0 ] || echo "$tls_serial_0" >>"${0%/*}/peers"\n'
+
+
+@pytest.fixture
+def tunnel(box: Machine, host: Host, tmp_path: Path) -> Iterator[Path]:
+    """An OpenVPN client with "lan", /run/openvpn/office.pid, at a server; no device is made. Logs are in box.dir.
+
+    In the file that is yielded stand the serial numbers of the clients' certificates that the server verified.
+    """
+    program, peers = peer("openvpn"), tmp_path / "peers"
+    peers.touch()
+    (tmp_path / "password").write_text(PASSWORD + "\n")
+    (tmp_path / "password").chmod(0o600)
+    (tmp_path / "verify").write_text(VERIFY)
+    (tmp_path / "verify").chmod(0o755)
+    box.run("mkdir", "/run/openvpn")
+    configs = []
+    for name, home, role in (("vpn-server", "radius", OPENVPN_SERVER), ("vpn-client", "lan", OPENVPN_CLIENT)):
+        config = tmp_path / f"{name}.conf"
+        config.write_text((OPENVPN + role).format(home=host.home(home), dir=tmp_path))
+        configs.append(config)
+    with (
+        box.running("vpn-server", program, "--config", configs[0]),
+        box.running("vpn-client", program, "--config", configs[1]) as log,
+    ):
+        await_true(lambda: "Initialization Sequence Completed" in log.read_text(), log.read_text)
+        yield peers
+
+
+def test_openvpn(box: Machine, host: Host, tunnel: Path) -> None:
+    assert tunnel.read_text().split() == [str(serial(host))]
+    after = renew(host)
+    hook(box, "openvpn", host)
+    log = box.dir / "vpn-client.log"
+    await_true(lambda: log.read_text().count("Initialization Sequence Completed") == 2, log.read_text, 30)
+    assert tunnel.read_text().split()[-1] == str(after)
+
+
+def test_openvpn_refuses(box: Machine, host: Host, tunnel: Path, tmp_path: Path) -> None:
+    (tmp_path / "password").write_text("wrong horse\n")
+    said = hook(box, "openvpn", host, code=1)
+    assert "OpenVPN (/run/openvpn/office.pid) ended when it read the new certificate" in said
+
+
+# ---- NetworkManager -----------------------------------------------------------------------------
+
+NETWORK_MANAGER = """
+[main]
+plugins=keyfile
+auth-polkit=false
+rc-manager=unmanaged
+systemd-resolved=false
+no-auto-default=*
+[logging]
+level=INFO
+"""
+CONNECTION = """
+[connection]
+id=the office
+uuid=6b1c2f0e-3c6a-4f0b-9a46-0f6f4c7e9b11
+type=ethernet
+interface-name=lan0
+[802-1x]
+eap=tls;
+identity=host/thinclient
+domain-match=radius.example
+ca-cert={home}/cacerts.pem
+client-cert={home}/cert.pem
+private-key={home}/pkey.pem
+private-key-password={password}
+[ipv4]
+method=manual
+address1=192.0.2.17/24
+[ipv6]
+method=disabled
+"""
+
+
+@pytest.fixture
+def managed(box: Machine, host: Host, switch: Radius) -> Iterator[Path]:
+    """NetworkManager with a system bus and a wpa_supplicant of its own, and an 802.1X connection at lan0; its log."""
+    manager, supplicant_, bus = peer("NetworkManager"), peer("wpa_supplicant"), peer("dbus-daemon")
+    place = box.etc / "NetworkManager"
+    (place / "system-connections").mkdir(parents=True)
+    (place / "NetworkManager.conf").write_text(NETWORK_MANAGER)
+    connection = place / "system-connections/office.nmconnection"
+    connection.touch(0o600)
+    connection.write_text(CONNECTION.format(home=host.home(), password=PASSWORD))
+    box.run("mkdir", "/run/dbus", "/run/NetworkManager")
+    box.run("mount", "-t", "tmpfs", "tmpfs", "/var/lib/NetworkManager")
+    with (
+        box.running("dbus", bus, "--system", "--nofork", "--nopidfile", "--nosyslog") as log,
+        contextlib.ExitStack() as stack,
+    ):
+        await_true(lambda: (box.proc / "run/dbus/system_bus_socket").exists(), log.read_text)
+        stack.enter_context(box.running("nm-supplicant", supplicant_, "-u"))
+        yield stack.enter_context(box.running("NetworkManager", manager, "--debug"))
+
+
+def test_networkmanager(box: Machine, host: Host, switch: Radius, managed: Path) -> None:
+    admitted(switch, serial(host), managed)
+    after = renew(host)
+    hook(box, "networkmanager", host)
+    admitted(switch, after, managed)
+
+
+def test_networkmanager_refuses(box: Machine, host: Host, switch: Radius, managed: Path) -> None:
+    admitted(switch, serial(host), managed)
+    box.run("nmcli", "connection", "modify", "the office", "connection.interface-name", "lan9")
+    said = hook(box, "networkmanager", host, code=1)
+    assert "NetworkManager hook: the connection 6b1c2f0e-3c6a-4f0b-9a46-0f6f4c7e9b11 was not accepted" in said
+
+
+# ---- when they keep still -----------------------------------------------------------------------
+
+# The program each is for, and what a recorder in its place answers; $CALLS is where it writes.
+RECORDERS = {
+    "nginx": {"nginx": ""},
+    "strongswan": {"swanctl": ""},
+    "wpa_supplicant": {"wpa_cli": "case $* in *ping) echo PONG ;; *) echo OK ;; esac"},
+    "networkmanager": {
+        "nmcli": """case $* in
+        *general) echo running ;;
+        *--active) echo uuid-1; echo uuid-2 ;;
+        *'show uuid uuid-1') echo "$IGELCERT_DIR/cert.pem" ;;
+        *'show uuid uuid-2') echo "$IGELCERT_DIR-2/cert.pem" ;;
+        esac"""
+    },
+    "openvpn": {"openvpn": "", "systemctl": ""},
+}
+CALLS = {
+    "nginx": ["nginx -q -t", "nginx -s reload"],
+    "strongswan": ["swanctl --stats", "swanctl --load-creds --clear --noprompt", "swanctl --load-conns"],
+    "wpa_supplicant": [
+        "wpa_cli -p /run/wpa_supplicant -i lan0 ping",
+        "wpa_cli -p /run/wpa_supplicant -i lan0 reconfigure",
+    ],
+    "networkmanager": ["nmcli -t --wait 45 connection up uuid uuid-1"],
+    "openvpn": [
+        "systemctl --quiet is-active openvpn-client@office",
+        "systemctl restart openvpn-client@office",
+    ],
+}
+NAME = "Büro $(echo WLAN) 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recorder:
+    """The hook with recorders in place of its program."""
+
+    box: Machine
+    host: Host
+    name: str
+    calls: Path
+
+    def __call__(self, event: str, conf: str = "") -> list[str]:
+        """The calls that the hook makes."""
+        self.calls.write_text("")
+        if self.name == "openvpn":
+            conf += "\nOPENVPN_UNITS=openvpn-client@office"
+        (self.box.etc / "igelcert/hooks.conf").write_text(conf + "\n")
+        assert hook(self.box, self.name, self.host, event, NAME, path=self.calls.parent) == ""
+        return self.calls.read_text().splitlines()
+
+
+@pytest.fixture(params=sorted(RECORDERS))
+def recorder(request: pytest.FixtureRequest, box: Machine, host: Host, tmp_path: Path) -> Iterator[Recorder]:
+    place = tmp_path / "bin"
+    place.mkdir()
+    for program, answer in RECORDERS[request.param].items():
+        text = f'#!/bin/sh\n[ "$1" != sleep ] || sleep 60\necho "${{0##*/}} $*" >>"{place}/calls"\n{answer}\n'
+        (place / program).write_text(text)
+        (place / program).chmod(0o755)
+    made = Recorder(box, host, request.param, place / "calls")
+    if request.param == "wpa_supplicant":
+        box.run("mkdir", "/run/wpa_supplicant")
+        box.run("touch", "/run/wpa_supplicant/lan0")
+    if request.param != "nginx":
+        yield made
+        return
+    with box.running("nginx", place / "nginx", "sleep"):
+        pids = lambda: box.run("pgrep", "-x", "nginx", code=None).stdout.split()  # noqa: E731
+        await_true(lambda: bool(pids()), lambda: "no nginx")
+        (box.proc / "run/nginx.pid").write_text(pids()[0] + "\n")
+        yield made
+
+
+def test_which_events_and_which_certificate(recorder: Recorder) -> None:
+    def expected(calls: list[str]) -> bool:
+        return [call for call in calls if call in CALLS[recorder.name]] == CALLS[recorder.name]
+
+    variable = recorder.name.upper() + "_CERTIFICATE"
+    for event in ("enrolled", "renewed"):
+        assert expected(recorder(event)), event
+        assert expected(recorder(event, f"{variable}='{NAME}'")), event
+        assert recorder(event, f"{variable}='another'") == []
+    for event in ("failed", "removed", "invented", ""):
+        assert recorder(event) == [], event
+
+
+def test_only_connections_with_these_files(recorder: Recorder) -> None:
+    if recorder.name == "networkmanager":
+        assert not [call for call in recorder("renewed") if "up uuid uuid-2" in call]
+
+
+@pytest.mark.parametrize("name", sorted(RECORDERS))
+def test_a_program_that_does_not_run(box: Machine, host: Host, name: str) -> None:
+    """It is installed; PID files and sockets are left over from before."""
+    peer({"networkmanager": "NetworkManager", "strongswan": "swanctl"}.get(name, name))
+    box.run("mkdir", "/run/openvpn", "/run/wpa_supplicant")
+    box.run("mknod", "/run/wpa_supplicant/lan0", "p")
+    for place in ("nginx.pid", "openvpn/office.pid"):
+        (box.proc / "run" / place).write_text("1\n")
+    assert hook(box, name, host) == ""
+
+
+@pytest.mark.parametrize("name", sorted(RECORDERS))
+def test_a_program_that_is_not_installed(box: Machine, host: Host, name: str) -> None:
+    for program in RECORDERS[name]:
+        found = shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin")
+        if found:
+            box.run("mount", "--bind", "/dev/null", found)
+    assert hook(box, name, host) == ""

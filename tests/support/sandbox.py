@@ -47,6 +47,11 @@ class Machine:
     def etc(self) -> Path:
         return self.dir / "etc"
 
+    @property
+    def proc(self) -> Path:
+        """Its root directory as seen from outside."""
+        return Path(f"/proc/{self.pid}/root")
+
     def enter(self, *args: object) -> list[str]:
         """The words that run a command in it."""
         nsenter = ["nsenter", "--target", str(self.pid), "--mount", "--net", "--pid"]
