@@ -136,6 +136,7 @@ def managed(box: Machine, host: Host, switch: Radius) -> Iterator[Path]:
         yield stack.enter_context(box.running("NetworkManager", manager, "--debug"))
 
 
+@pytest.mark.slow
 def test_networkmanager(box: Machine, host: Host, switch: Radius, managed: Path) -> None:
     admitted(switch, serial(host), managed)
     after = renew(host)

@@ -72,6 +72,7 @@ def tunnel(box: Machine, host: Host, tmp_path: Path) -> Iterator[Path]:
         yield peers
 
 
+@pytest.mark.slow
 def test_openvpn(box: Machine, host: Host, tunnel: Path) -> None:
     assert tunnel.read_text().split() == [str(serial(host))]
     after = renew(host)

@@ -113,6 +113,11 @@ def test_a_program_that_does_not_run(box: Machine, host: Host, name: str, instal
             box.run("mount", "--bind", "/dev/null", found)
     box.run("mkdir", "/run/openvpn", "/run/wpa_supplicant")
     box.run(sys.executable, "-c", LEFT_OVER)
-    for place in ("nginx.pid", "openvpn/office.pid"):
-        (box.proc / "run" / place).write_text("1\n")
-    assert hook(box, name, host) == ""
+    # another process has the number by now
+    with box.running(
+        "other", "sh", "-c", "echo $$ | tee /run/nginx.pid >/run/openvpn/office.pid; exec sleep 60"
+    ):
+        stale = box.proc / "run/openvpn/office.pid"
+        await_true(lambda: stale.exists() and stale.read_text() != "", lambda: "no PID file")
+        assert hook(box, name, host) == ""
+        box.run("kill", "-0", stale.read_text().strip())
