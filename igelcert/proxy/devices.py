@@ -20,6 +20,7 @@ from .. import crypto
 from ..codec import pkcs10
 from ..errors import Error, RemoteProtocolError, SettingsError
 from ..model import DeviceFacts, check_dns_name, check_ip, check_text, check_unit_id
+from . import changes
 from .context import Context
 from .database import now
 from .schema import assignments, devices, management_certificates, tokens
@@ -170,6 +171,7 @@ def remove(context: Context, unit_id: str) -> None:
         )
         connection.execute(devices.delete().where(devices.c.unit_id == unit_id))
         context.db.record(connection, "ca-proxy", "device remove", unit_id)
+        changes.note(connection, [("device", unit_id)])
 
 
 def listing(context: Context) -> list[Device]:
@@ -240,19 +242,21 @@ def must_find(connection: sa.Connection, unit_id: str) -> Device:
     return found
 
 
+_BY_CERTIFICATE = (
+    sa.select(devices)
+    .join(management_certificates, management_certificates.c.unit_id == devices.c.unit_id)
+    .where(management_certificates.c.sha256 == sa.bindparam("digest"))
+)
+
+
 # ---- for devices --------------------------------------------------------------------------------
 
 
 def by_certificate(context: Context, certificate: bytes) -> Device | None:
     """The device of a management certificate, looked up anew each time: a removed device has none."""
-    digest = hashlib.sha256(certificate).hexdigest()
-    query = (
-        sa.select(devices)
-        .join(management_certificates, management_certificates.c.unit_id == devices.c.unit_id)
-        .where(management_certificates.c.sha256 == digest)
-    )
     with context.db.read() as connection:
-        row = connection.execute(query).one_or_none()
+        digest = hashlib.sha256(certificate).hexdigest()
+        row = connection.execute(_BY_CERTIFICATE, {"digest": digest}).one_or_none()
     return _device(row) if row else None
 
 
@@ -264,11 +268,11 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
     with context.db.begin() as connection:
         _spend(connection, token, unit_id, spki)
         # whoever holds an older identity of this device is no longer it
-        connection.execute(
+        ended = connection.execute(
             management_certificates.delete().where(
                 management_certificates.c.unit_id == unit_id, management_certificates.c.spki_sha256 != spki
             )
-        )
+        ).rowcount
         answer = _issue(context, connection, unit_id, csr.spki)
         moment = now()
         connection.execute(
@@ -282,6 +286,8 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
             _note_facts(connection, unit_id, body)
         except RemoteProtocolError as err:
             context.db.record(connection, unit_id, "register", str(err))
+        if ended:
+            changes.note(connection, [("device", unit_id)])
     return answer
 
 
