@@ -15,7 +15,7 @@ from tests.support.servers import PASSWORD, Host, LabCa, device, lab_ca, straigh
 
 pytestmark = pytest.mark.peers
 
-# What NSS can sign with; it knows no brainpool curves, no secp256k1, and no Ed25519 in this version.
+# What NSS can sign with: this version refuses Ed25519 keys, and imports those of other curves in vain.
 KEY_TYPES = ("rsa_2048", "rsa_3072", "ec_prime256v1", "ec_secp384r1", "ec_secp521r1")
 LOGIN = {"username": "devices", "crypt_password": "enroll me"}
 

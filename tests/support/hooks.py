@@ -35,12 +35,14 @@ def hook(
     code: int = 0,
     path: Path | None = None,
 ) -> str:
-    """What the hook says when it runs as igelcert runs it: its argument, its environment, no terminal."""
+    """What the hook says when it runs as igelcert runs it: its argument, its environment, no terminal, and no more
+    capabilities than rmagent.service leaves it."""
     env = {
         "PATH": f"{path}:/usr/bin:/bin" if path else "/usr/bin:/bin",
         "IGELCERT_FRIENDLY_NAME": friendly_name,
         "IGELCERT_DIR": str(host.home()),
         "IGELCERT_REASON": "due",
     }
-    done = box.run(HOOKS / name, event, env=env, code=code)
+    few = ("setpriv", "--no-new-privs", "--bounding-set", "-all,+chown,+fowner,+kill", "--inh-caps", "-all")
+    done = box.run(*few, HOOKS / name, event, env=env, code=code)
     return done.stdout + done.stderr

@@ -52,11 +52,9 @@ class Machine:
         """Its root directory as seen from outside."""
         return Path(f"/proc/{self.pid}/root")
 
-    def enter(self, *args: object) -> list[str]:
-        """The words that run a command in it."""
-        nsenter = ["nsenter", "--target", str(self.pid), "--mount", "--net", "--pid"]
-        if os.geteuid() != 0:
-            nsenter += ["--user", "--preserve-credentials"]
+    def enter(self, *args: object, net: bool = True) -> list[str]:
+        """The words that run a command in it; net=False: with the network of the tests."""
+        nsenter = ["nsenter", "--target", str(self.pid), "--mount", "--pid", *(["--net"] if net else [])]
         return [*nsenter, "--", *map(str, args)]
 
     def run(
@@ -104,8 +102,6 @@ def machine(directory: Path) -> Iterator[Machine]:
         elif place.exists():
             shutil.copy(place, directory / "etc" / name)
     words = ["unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--mount-proc"]
-    if os.geteuid() != 0:
-        words += ["--user", "--map-root-user"]
     with (directory / "machine.log").open("wb") as log:
         process = subprocess.Popen(
             [*words, "sh", "-c", INSIDE, "sh", str(directory)], stdout=subprocess.PIPE, stderr=log
@@ -116,7 +112,7 @@ def machine(directory: Path) -> Iterator[Machine]:
             ready = out.readline()
         if ready != b"ready\n":
             why = (directory / "machine.log").read_text().strip()
-            missing("namespaces", f"run the tests as root, or where a user may make them ({why})")
+            missing("namespaces", f"run the tests as root, where root may make them ({why})")
         first = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         yield Machine(directory, int(first[0]))
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import ssl
 from collections.abc import Iterator
@@ -10,10 +11,10 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from tests.support.hooks import hook, renew, serial
+from tests.support.hooks import HOOKS, hook, renew, serial
 from tests.support.peers import peer
 from tests.support.sandbox import Machine, await_true
-from tests.support.servers import PASSWORD, Host
+from tests.support.servers import PASSWORD, Host, run
 
 pytestmark = pytest.mark.peers
 
@@ -78,3 +79,32 @@ def test_nginx_refuses(box: Machine, host: Host, nginx: Path) -> None:
     said = hook(box, "nginx", host, code=1)
     assert 'unknown directive "nonsense"' in said and "nginx hook: nginx refuses" in said
     assert presented(nginx, host) == before
+
+
+@pytest.fixture
+def installed(host: Host) -> Iterator[None]:
+    """The hook in hooks.d of the device, which other tests share."""
+    place = host.root / "etc/igelcert/hooks.d"
+    place.mkdir()
+    shutil.copy(HOOKS / "nginx", place / "50-nginx")
+    (place / "50-nginx").chmod(0o755)
+    yield
+    shutil.rmtree(place)
+
+
+@pytest.mark.usefixtures("installed")
+def test_igelcert_runs_it(box: Machine, host: Host, nginx: Path) -> None:
+    """The renewal itself runs it; what nginx refused is run again."""
+    config = box.etc / "nginx/nginx.conf"
+    good = config.read_text()
+    config.write_text(good + "nonsense;\n")
+    before = presented(nginx, host)
+    done = run(*box.enter(*host.command("renew", "lan", "--force", "--verbose"), net=False))
+    assert done.returncode == 75, done.stderr
+    assert "hook 50-nginx: nginx hook: nginx refuses its configuration" in done.stderr
+    after = serial(host)
+    assert after != before and presented(nginx, host) == before
+    config.write_text(good)
+    done = run(*box.enter(*host.command("apply", "--verbose"), net=False))
+    assert done.returncode == 0, done.stderr
+    await_true(lambda: presented(nginx, host) == after, lambda: done.stderr)

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.peers
 
 # The programs each is for, and what a recorder in their place answers.
 RECORDERS = {
-    "nginx": {"nginx": ""},
+    "nginx": {"nginx": "", "systemctl": "exit 3"},
     "strongswan": {"swanctl": ""},
     "wpa_supplicant": {"wpa_cli": "case $* in *ping) echo PONG ;; *) echo OK ;; esac"},
     "networkmanager": {
@@ -37,8 +37,8 @@ CALLS = {
     "nginx": ["nginx -q -t", "nginx -s reload"],
     "strongswan": ["swanctl --load-creds --clear --noprompt", "swanctl --load-conns"],
     "wpa_supplicant": [
-        "wpa_cli -p /run/wpa_supplicant -i lan0 ping",
-        "wpa_cli -p /run/wpa_supplicant -i lan0 reconfigure",
+        "wpa_cli -p /run/wpa_supplicant -s /run -i lan0 ping",
+        "wpa_cli -p /run/wpa_supplicant -s /run -i lan0 reconfigure",
     ],
     "networkmanager": ["nmcli -t --wait 45 connection up uuid uuid-1"],  # not that with other files
     "openvpn": ["systemctl restart openvpn-client@office"],
@@ -101,6 +101,16 @@ def test_which_events_and_which_certificate(recorder: Recorder) -> None:
         assert recorder(event, f"{variable}='another'") == []
     for event in ("failed", "removed", "invented", ""):
         assert recorder(event) == []
+
+
+def test_nginx_as_a_unit(box: Machine, host: Host, tmp_path: Path) -> None:
+    """There is no systemd on the machines of these tests: a recorder stands for systemctl."""
+    calls = tmp_path / "calls"
+    (tmp_path / "systemctl").write_text(f'#!/bin/sh\necho "$*" >>"{calls}"\n[ "$1" != reload ]\n')
+    (tmp_path / "systemctl").chmod(0o755)
+    said = hook(box, "nginx", host, code=1, path=tmp_path)
+    assert calls.read_text() == "--quiet is-active nginx.service\nreload nginx.service\n"
+    assert said == "nginx hook: nginx keeps the old certificate: journalctl -u nginx says why\n"
 
 
 @pytest.mark.parametrize("installed", [True, False], ids=["installed", "not installed"])
