@@ -16,12 +16,24 @@ SOURCES = Path(__file__).parents[1] / "peers"
 BC_VERSION = "1.87"
 GO_PROGRAMS = {"scepclient": "scep-v2.3.0", "scepserver": "scep-v2.3.0", "step-ca": "step-ca-v0.30.2"}
 SYSTEM = {
+    "certutil": "certutil",
+    "charon-systemd": "charon-systemd",
     "curl": "curl",
+    "dbus-daemon": "dbus-daemon",
+    "eapol_test": "eapol_test",
+    "freeradius": "freeradius",
+    "hostapd": "hostapd",
+    "ip": "ip",
     "java": "java",
     "keytool": "keytool",
+    "NetworkManager": "NetworkManager",
     "nginx": "nginx",
     "openssl": "openssl",
+    "openvpn": "openvpn",
+    "pk12util": "pk12util",
     "strongswan": "pki",
+    "swanctl": "swanctl",
+    "wpa_supplicant": "wpa_supplicant",
 }
 
 
@@ -31,9 +43,9 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igelcert-peers"
 
 
-def missing(name: str) -> NoReturn:
+def missing(name: str, help: str = "run scripts/peers") -> NoReturn:
     """Without the peer its tests are skipped; with CI=true they fail."""
-    reason = f"the peer {name} is missing: run scripts/peers"
+    reason = f"the peer {name} is missing: {help}"
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
