@@ -35,6 +35,7 @@ BACKOFF_FIRST, BACKOFF_LAST = 5.0, 300.0  # between tries of a proxy that is awa
 REFUSED_FIRST, REFUSED_LAST = 60.0, 3_600.0  # of one that does not know us
 NETWORK_SETTLE = 3.0  # an interface that comes up says so several times
 NETWORK_LEAST = 30.0
+HELD_SECONDS = 5.0  # a question that was not refused by then is held
 ANSWER_GRACE = 60.0  # seconds beyond `wait` after which a proxy that has not answered is given up
 RTMGRP = 0x1 | 0x10 | 0x100  # links, IPv4 and IPv6 addresses
 
@@ -165,6 +166,8 @@ class Resident:
                 # the clock may be set meanwhile: not longer than a quarter of an hour in one go
                 ends.append(now + min(max(0.0, moment - time.time()), 900.0))
             ends.append(self._watch_deadline if self._watch else self._next_watch)
+            if self._watch and self._trouble:
+                ends.append(self._asked_at + HELD_SECONDS)
         return max(0.0, min(ends) - now)
 
     def _sleep(self, seconds: float) -> None:
@@ -184,6 +187,8 @@ class Resident:
         if self._child and now > self._child_started + CHILD_LIMIT:
             self.log.error("the work takes too long and is ended")
             self._end_child()
+        if self._watch and self._trouble and now >= self._asked_at + HELD_SECONDS:
+            self._recovered()  # it holds our question
         if self._watch and now > self._watch_deadline:
             self._lost(TransportError("the proxy does not answer in time", link="timeout"))
 
@@ -259,11 +264,7 @@ class Resident:
             wait = min(REFUSED_FIRST * 2 ** min(self._failures - 1, 10), REFUSED_LAST)
             self._next_watch = now + max(wait, answer.retry_after or 0) * _between(1.0, 1.25)
             return
-        if self._failures or self._trouble:
-            if self._trouble:
-                self.log.info("the proxy answers again")
-                self._ask_for("the proxy is back", now=True)  # it has missed our reports
-            self._failures, self._trouble = 0, ""
+        self._recovered()
         if answer.status == 200:
             self._close_watch()
             self._next_watch = now
@@ -281,6 +282,12 @@ class Resident:
             self._ask_watch()
         except Error as err:
             self._lost(err)
+
+    def _recovered(self) -> None:
+        if self._trouble:
+            self.log.info("the proxy answers again")
+            self._ask_for("the proxy is back", now=True)  # it has missed our reports
+        self._failures, self._trouble = 0, ""
 
     def _say_trouble(self, text: str) -> None:
         """Once, not with each try."""

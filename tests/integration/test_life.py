@@ -284,6 +284,8 @@ def test_a_day(watched: Life, world: World) -> None:
     # a hook that fails twice is run until it succeeds; the certificate stays
     flag = life.root / "twice"
     life.hook(f'[ "$(cat {flag} 2>/dev/null)" = xx ] || {{ printf x >> {flag}; exit 7; }}')
+    (life.hooks / "20-good").write_text(f"#!/bin/sh\necho good >> {life.root}/good\n")
+    (life.hooks / "20-good").chmod(0o755)
     life.heard.unlink()
     before = life.cert()
     life.until(world.now + HOUR, lambda: life.cert() != before)
@@ -293,6 +295,7 @@ def test_a_day(watched: Life, world: World) -> None:
     life.until(world.now + 600, lambda: "hooks" not in life.state())
     assert "hooks" not in life.state() and life.cert() == after
     assert life.events() == ["renewed lan"] * 3
+    assert (life.root / "good").read_text().split() == ["good"], "who has heard is left in peace"
 
     # another host name
     life.facts = DeviceFacts("tc-renamed", "LIFE", ("192.0.2.1",))
