@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 import sqlalchemy as sa
 
 from igelcert.errors import StorageError
-from igelcert.proxy import changes, devices, profiles, schema
+from igelcert.proxy import changes, devices, profiles, schema, serve
 from igelcert.proxy.changes import Change, Watch
 from igelcert.proxy.context import Context
 from igelcert.proxy.initialise import initialise
@@ -35,7 +36,7 @@ from igelcert.proxy.waiting import REQUEST_MAX, Parked, Place, Room, Visit, pref
         ("wait=1.5", 0),
         ("wait=9999999999", 0),
         ("waiting=5", 0),
-        ('foo="a, wait=5", bar', 0),
+        ('foo="a, wait=5, b", bar', 0),
         ('foo="a\\", wait=5', 0),
     ],
 )
@@ -74,6 +75,32 @@ def context(tmp_path: Path) -> Iterator[Context]:
     made = Context.open(tmp_path / "data")
     yield made
     made.db.close()
+
+
+@pytest.mark.parametrize(
+    ("limits", "waiting", "places", "raised"),
+    [
+        ((1024, 20_000), 10_000, 10_000, (11_256, 20_000)),
+        ((20_000, 20_000), 10_000, 10_000, None),
+        ((1024, 4096), 10_000, 2840, (4096, 4096)),
+        ((1024, 1024), 10_000, 256, None),
+        ((1024, 1024), 0, 0, None),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 10_000, 10_000, None),
+        ((1024, resource.RLIM_INFINITY), 10_000, 10_000, (11_256, resource.RLIM_INFINITY)),
+    ],
+)
+def test_open_files(
+    monkeypatch: pytest.MonkeyPatch,
+    limits: tuple[int, int],
+    waiting: int,
+    places: int,
+    raised: tuple[int, int] | None,
+) -> None:
+    made: list[tuple[int, int]] = []
+    monkeypatch.setattr(resource, "getrlimit", lambda _: limits)
+    monkeypatch.setattr(resource, "setrlimit", lambda _, value: made.append(value))
+    assert serve.places(waiting) == places
+    assert made == ([raised] if raised else [])
 
 
 def noted(context: Context, after: int) -> list[tuple[str, str]]:
@@ -178,9 +205,10 @@ def test_it_looks_only_while_somebody_waits(table: Table, watch: Watch) -> None:
     before = len(table.asked)
     time.sleep(0.3)
     assert len(table.asked) == before
-    table.rows.append(Change(1, "device", "A"))
-    watch.look_from(0)
+    table.rows.append(Change(8, "device", "A"))
+    watch.look_from(7)
     table.hears(table.rows[0])
+    assert min(table.asked[before:]) == 7, "what was before anybody waited is not read"
 
 
 def test_who_comes_late_hears_what_was_told_before(table: Table, watch: Watch) -> None:
