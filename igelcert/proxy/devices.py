@@ -47,6 +47,7 @@ TOKEN_SECONDS = 7 * 86_400
 TOKEN_REPEAT = 600  # seconds in which a used token answers the same key again: the first answer was lost
 MAX_IPS = 64
 MAX_IMPORT = 100_000
+MAX_MOMENT = 253_402_300_799  # the end of the year 9999
 MANAGEMENT_KEYS = {
     "rsa_2048", "rsa_3072", "rsa_4096", "rsa_8192",
     "ec_prime256v1", "ec_secp384r1", "ec_secp521r1", "ecdsa_ed25519", "ed448",
@@ -318,14 +319,18 @@ def report(context: Context, device: Device, body: Mapping[str, Any]) -> None:
 def _report(certs: object) -> list[dict[str, Any]]:
     if not isinstance(certs, list) or len(certs) > 200 or not all(isinstance(entry, dict) for entry in certs):
         raise RemoteProtocolError("certs is not a list of at most 200 objects")
-    known = ("friendly_name", "state", "serial", "error")
+    known = ("friendly_name", "state", "serial", "error", "hooks")
     found = []
     for entry in certs:
         row: dict[str, Any] = {key: str(entry.get(key) or "")[:500] for key in known}
-        end = entry.get("not_after")
-        row["not_after"] = end if isinstance(end, int) else None
+        row.update({key: _moment(entry.get(key)) for key in ("not_after", "renew_at")})
         found.append(row)
     return found
+
+
+def _moment(value: object) -> int | None:
+    """A time that can be shown, or none."""
+    return value if type(value) is int and 0 <= value <= MAX_MOMENT else None
 
 
 def _note_facts(connection: sa.Connection, unit_id: str, body: Mapping[str, Any]) -> None:

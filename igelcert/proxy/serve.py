@@ -20,7 +20,7 @@ from .app import make_admin_app, make_device_app
 from .context import Context
 from .servertls import ServerTls
 
-__all__ = ["serve"]
+__all__ = ["places", "serve"]
 
 HANDSHAKE_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
@@ -108,7 +108,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         names = [listener.sock.getsockname() for listener in arbiter.LISTENERS]
         device, admin = names
         self._admin = admin
-        self.cfg.user_limits["waiting"] = _places(self.cfg.user_limits["waiting"])
+        self.cfg.user_limits["waiting"] = places(self.cfg.user_limits["waiting"])
         state = {"pid": os.getpid(), "device_port": device[1], "admin_port": admin[1]}
         fresh = self._data / "run.json.new"
         fresh.write_text(json.dumps(state) + "\n")
@@ -118,21 +118,20 @@ class _Server(BaseApplication):  # type: ignore[misc]
         )
 
 
-def _places(waiting: int) -> int:
+def places(waiting: int) -> int:
     """Raises the limit of open files as needed; as many waiting devices as it has room for, at most `waiting`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = waiting + CONNECTIONS + FILES
-    if resource.RLIM_INFINITY not in (soft, hard):
-        if soft < needed:
-            soft = min(needed, hard)
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-        if soft < needed:
-            waiting = max(soft - CONNECTIONS - FILES, soft // 4)
-            logging.getLogger("igelcert.proxy").warning(
-                "only %d devices can wait for changes: the limit of open files (ulimit -n) is %d",
-                waiting,
-                soft,
-            )
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return waiting
+    fit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if fit > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fit, hard))
+    if fit < needed:
+        waiting = min(waiting, max(fit - CONNECTIONS - FILES, fit // 4))
+        logging.getLogger("igelcert.proxy").warning(
+            "only %d devices can wait for changes: the limit of open files (ulimit -n) is %d", waiting, fit
+        )
     return waiting
 
 

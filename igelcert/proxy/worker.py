@@ -387,6 +387,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             place = conn.visit.place
             keys = [("device", place.unit_id), *(("directory", path) for path in place.directories)]
             if any(newest.get(key, 0) > place.since for key in keys):
+                self.room.woken += 1
                 self._wake(conn)
         self._answer_parked()
 
