@@ -68,7 +68,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.tree = Tree(self.config.tree_root, self.config.ids)
-        manifest = f"{self.tree.store}/castore.json"
+        manifest = f"{self.tree.store}/.castore.json"  # no friendly name begins with a dot
         self.castore = CaStore(self.config.at(self.config.ca_store), manifest)
 
     # ---- the whole document ---------------------------------------------------------------------
@@ -293,13 +293,13 @@ class Run:
         return EX_TEMPFAIL if temporary else EX_FAILED
 
     def _note_failure(self, name: str, text: str, retry_after: int | None) -> None:
-        state = self.tree.state(name)
-        state.update(error=text, error_at=self.now(), failures=int(state.get("failures", 0)) + 1)
-        if retry_after is not None:
-            state["retry_at"] = self.now() + retry_after
-            note = self.tree.pending(name)
-            state["retry_spec"] = note[0].get("spec") if note else ""
         try:
+            state = self.tree.state(name)
+            state.update(error=text, error_at=self.now(), failures=int(state.get("failures", 0)) + 1)
+            if retry_after is not None:
+                state["retry_at"] = self.now() + retry_after
+                note = self.tree.pending(name)
+                state["retry_spec"] = note[0].get("spec") if note else ""
             self.tree.save_state(name, state)
         except StorageError as err:
             self.log.warning(f"{name}: the failure cannot be noted: {err}")

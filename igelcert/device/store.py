@@ -51,7 +51,11 @@ class Tree:
             return []
         except OSError as err:
             raise files.failure(err, "read", self.store) from None
-        return sorted(name for name in entries if os.path.isdir(os.path.join(self.store, name)))
+        return sorted(
+            name
+            for name in entries
+            if not name.startswith(".") and os.path.isdir(os.path.join(self.store, name))
+        )
 
     def live(self, name: str) -> str | None:
         """The directory that readers see, or None."""
