@@ -18,7 +18,7 @@ from ..settings import CertSettings, Settings, load_json, parse_settings
 from . import files, keys, straight
 from .config import Config
 from .facts import gather
-from .flow import EX_OK, EX_TEMPFAIL, Run, Way, exit_code
+from .flow import EX_OK, EX_TEMPFAIL, Run, Way, code_of, exit_code
 from .log import Log
 from .transport import Link, client_context
 
@@ -28,6 +28,7 @@ MANAGEMENT_KEY = "ec_prime256v1"
 RENEW_PERCENT = 20  # of the management certificate's life left
 JSON = (("Content-Type", "application/json"),)
 MAX_SETTINGS = 1 << 20
+NO_SETTINGS = "run: rmagent sync; or give --settings FILE"
 
 
 class Agent:
@@ -72,6 +73,7 @@ class Agent:
 
     def proxy(self) -> Link:
         """A link to the proxy with the management certificate."""
+        self._finish_renewal()
         if self.identity() is None:
             raise SettingsError("rmagent", "this device is not registered", hint="run: rmagent register")
         if not self.server:
@@ -127,6 +129,14 @@ class Agent:
         files.need_mount(self.config.tree_root, self.config.root)
         files.make_dir(self.dir, 0o700)
         files.make_dir(self._path("trust-store"), 0o700)
+        self._finish_renewal()
+
+    def _finish_renewal(self) -> None:
+        """A renewed certificate that lies ready beside the old pair comes into force, after its key."""
+        if os.path.exists(self._path("cert.new")):
+            if os.path.exists(self._path("key.new")):
+                files.rename(self._path("key.new"), self._path("key.pem"))
+            files.rename(self._path("cert.new"), self._path("cert.pem"))
 
     def _trust(self, server: str, ca_file: str, fingerprint: str) -> str:
         """PEM of the CA to trust: from a file, or fetched and compared with its fingerprint."""
@@ -163,8 +173,8 @@ class Agent:
         return pkcs10.build(CsrSpec(key.type, Subject(cn=self.facts.unit_id)), key)
 
     def _keep_identity(self, answer: dict[str, Any], trust: str | None) -> None:
-        """Writes certificate, key and trust. The key comes last but one: a cut leaves a pair that the next
-        registration or renewal repairs."""
+        """Writes certificate and trust, and at a renewal swaps key and certificate. A cut at any step leaves the
+        old pair, or what `_finish_renewal` completes."""
         blocks = decode_pem(str(answer.get("certificate", "")).encode())
         if not blocks:
             raise RemoteProtocolError("the answer to the registration holds no certificate")
@@ -179,10 +189,10 @@ class Agent:
         crypto.verify_chain(cert.der, cas, [*anchors, *(cas if trust is None else [])], _now(), partial=True)
         bundle = "".join(dict.fromkeys(encode_pem(der) for der in [*anchors, *cas]))
         files.replace(self._path("trust-store", "cacerts.pem"), bundle.encode(), 0o644)
-        if trust is None:
-            # one rename each; between them the pair does not fit, and `proxy` says so and asks for a registration
-            files.rename(self._path("key.new"), self._path("key.pem"))
-        files.replace(self._path("cert.pem"), encode_pem(cert.der).encode(), 0o644)
+        if trust is not None:
+            files.remove_tree(self._path("key.new"))  # of a renewal that this registration overtook
+        files.replace(self._path("cert.new"), encode_pem(cert.der).encode(), 0o644)
+        self._finish_renewal()
 
     def _facts_json(self) -> dict[str, Any]:
         facts = self.facts
@@ -192,7 +202,7 @@ class Agent:
 
     def sync(self) -> int:
         """Settings from the proxy, then what they ask for, then a report. Works through the stored settings
-        when the proxy is away."""
+        when the proxy is away, refuses, or sends what cannot be used: what is due is due."""
         codes = [EX_OK]
         link: Link | None = None
         try:
@@ -200,11 +210,13 @@ class Agent:
             self.renew_identity(link)
             self._report(link)
             self._fetch(link)
-        except TransportError as err:
+        except Error as err:
+            if not os.path.exists(self._path("settings.json")):
+                raise
             self.log.error(str(err))
             self.log.hint(err.hint)
             self.log.info("going on with the stored settings")
-            codes.append(EX_TEMPFAIL)
+            codes.append(code_of(err))
         finally:
             if link:
                 link.close()
@@ -213,19 +225,14 @@ class Agent:
         try:
             with self.proxy() as again:
                 self._report(again, self._certs_json(settings))
-        except (TransportError, RemoteProtocolError) as err:
+        except Error as err:
             self.log.warning(f"the report did not arrive: {err}")
             codes.append(EX_TEMPFAIL)
         return exit_code(codes)
 
     def _fetch(self, link: Link) -> None:
         """Stores what the proxy sends when it is valid; otherwise the stored settings stay."""
-        etag = ""
-        try:
-            etag = files.read(self._path("settings.etag")).decode("ascii", "replace").strip()
-            files.read(self._path("settings.json"))
-        except FileNotFoundError:
-            etag = ""
+        etag = self._tag()
         headers = (("If-None-Match", etag),) if etag else ()
         answer = link.send(Request("GET", "/rmagent/settings", headers))
         if answer.status == 304:
@@ -241,6 +248,15 @@ class Agent:
         files.replace(self._path("settings.json"), answer.body, 0o600)
         files.replace(self._path("settings.etag"), answer.header("ETag").encode(), 0o600)
         self.log.info(f"new settings with {len(settings.certs)} certificate(s)")
+
+    def _tag(self) -> str:
+        """The tag of the stored settings; "" when they must come again: none are there, or they are damaged."""
+        try:
+            load_settings(self._path("settings.json"))
+            tag = files.read(self._path("settings.etag")).decode("ascii").strip()
+        except (FileNotFoundError, UnicodeDecodeError, Error):
+            return ""
+        return tag if tag.isprintable() else ""
 
     def _certs_json(self, settings: Settings) -> list[dict[str, Any]]:
         run = self.run()
@@ -310,13 +326,15 @@ def _refused(what: str, response: Response) -> Error:
 
 
 def load_settings(path: str) -> Settings:
-    """Settings of a file; an empty document when it is not there."""
+    """Settings of a file. Where there is none, that is an error: an empty document would mean "remove all"."""
     try:
         if os.path.getsize(path) > MAX_SETTINGS:
             raise SettingsError(path, f"is larger than {MAX_SETTINGS >> 20} MiB")
         text = files.read(path, MAX_SETTINGS)
     except FileNotFoundError:
-        return Settings()
+        raise SettingsError(
+            path, "is not there: nothing says which certificates to have", hint=NO_SETTINGS
+        ) from None
     except OSError as err:
         raise files.failure(err, "read", path) from None
     return parse_settings(text)

@@ -40,10 +40,21 @@ def run(args: argparse.Namespace, log: Log) -> int:
 
 def _settings(args: argparse.Namespace, agent: Agent) -> Settings:
     if not args.settings:
-        return load_settings(os.path.join(agent.dir, "settings.json"))
+        return _stored(agent)
     if not os.path.exists(args.settings):
         raise StorageError(f"cannot read {args.settings}: it is not there")
     return load_settings(args.settings)
+
+
+def _stored(agent: Agent) -> Settings:
+    path = os.path.join(agent.dir, "settings.json")
+    try:
+        return load_settings(path)
+    except SettingsError as err:
+        if err.path == path:
+            raise
+        hint = "they are the proxy's; rmagent sync fetches them anew when they are damaged"
+        raise SettingsError(f"{path}: {err.path}" if err.path else path, err.reason, hint=hint) from None
 
 
 def read_secret(path: str) -> str:
@@ -147,12 +158,14 @@ def _server(agent: Agent) -> str:
 
 def _keys(agent: Agent) -> str:
     tree: Tree = agent.run().tree
-    settings = load_settings(os.path.join(agent.dir, "settings.json"))
+    settings = _stored(agent)
     bad = []
     for cert in settings.certs:
         live = keys.live(tree, cert.friendly_name, cert.key.password)
         if live.cert is None or live.problem:
             bad.append(f"{cert.friendly_name}: {live.problem or 'no certificate'}")
+        elif live.cert.not_after <= time.time():
+            bad.append(f"{cert.friendly_name}: the certificate has expired")
     if bad:
         raise StorageError("; ".join(bad), hint="run: igel-certs apply")
     return f"{len(settings.certs)} certificate(s), each with its key"

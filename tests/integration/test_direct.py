@@ -16,7 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from igelcert.model import KEY_TYPES
-from tests.support.servers import PASSWORD, Host, LabCa, device, lab_ca, straight
+from tests.support.servers import PASSWORD, Host, LabCa, device, lab_ca, run, straight
 from tests.support.tree import check_certificate, openssl
 
 TYPES = tuple(kind for kind in KEY_TYPES if kind != "rsa_8192")  # its key alone takes up to a minute
@@ -300,6 +300,47 @@ def test_what_is_due_is_renewed_by_itself(tmp_path: Path, ca: LabCa) -> None:
 
 
 # ---- what leaves the settings ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["castore.json", "gen-0001", "pending", "-x", "%2F", "é" * 64])
+def test_a_friendly_name_is_never_a_file_of_ours(ca: LabCa, host: Host, name: str) -> None:
+    host.wants(straight("lan", ca.port, **LOGIN))
+    host.do()
+    host.wants(
+        straight(name, ca.port, **LOGIN), straight("lan", ca.port, **LOGIN), straight("vpn", ca.port, **LOGIN)
+    )
+    host.do()
+    for each in (name, "lan", "vpn"):
+        check_certificate(host.root, each, "ec_prime256v1", PASSWORD)
+    host.wants(straight("lan", ca.port, **LOGIN))
+    host.do()
+    assert [row["friendly_name"] for row in host.status()] == ["lan"]
+    host.wants()
+    host.do()
+    assert os.listdir(host.store) == []
+
+
+def test_a_place_that_cannot_be_used_does_not_stop_the_others(ca: LabCa, host: Host) -> None:
+    host.wants(straight("lan", ca.port, **LOGIN))
+    host.do()
+    (host.certs / ".store/bad").write_text("in the way")
+    host.wants(straight("bad", ca.port, **LOGIN), straight("vpn", ca.port, **LOGIN))
+    assert "bad: " in host.do(code=1)
+    check_certificate(host.root, "vpn", "ec_prime256v1", PASSWORD)
+
+
+@pytest.mark.parametrize("words", [["apply"], ["renew"], ["renew", "--force"]])
+def test_without_settings_nothing_is_removed(enrolled: Host, tmp_path: Path, words: list[str]) -> None:
+    """No settings are not empty settings: a file that was lost must not cost every certificate."""
+    host = enrolled.copy(tmp_path / "root")
+    live = host.live()
+    done = run("igel-certs", *words, "--root", host.root)
+    assert (
+        done.returncode == 78
+        and "settings.json: is not there" in done.stderr
+        and "rmagent sync" in done.stderr
+    )
+    assert host.live() == live
 
 
 def test_a_certificate_that_left_the_settings_goes(ca: LabCa, host: Host) -> None:
