@@ -69,6 +69,14 @@ class Tree:
         except FileNotFoundError:
             return None
 
+    def singles(self, name: str) -> list[bytes]:
+        """The files of cacerts/ of the live generation."""
+        home = os.path.join(self.path, name, "cacerts")
+        try:
+            return [files.read(os.path.join(home, entry)) for entry in sorted(os.listdir(home))]
+        except OSError:
+            return []
+
     def state(self, name: str) -> dict[str, Any]:
         """The certificate's state; empty when there is none or it is damaged (it can be derived anew)."""
         try:

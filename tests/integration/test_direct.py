@@ -210,7 +210,25 @@ def test_the_certificate_renews_itself_without_the_password(
 
 
 @pytest.mark.parametrize(
-    "damage", ["cert.pem", "pkey.pem", "cert.pfx", "cacerts.pem", "swapped key", "cut key", "cut certificate"]
+    "damage",
+    [
+        "cert.pem",
+        "pkey.pem",
+        "cert.pfx",
+        "cacerts.pem",
+        "swapped key",
+        "cut pkey.pem",
+        "cut cert.pem",
+        "cut cert.pfx",
+        "cut cacerts.pem",
+        "half of cacerts.pem",
+        "cacerts",
+        "cut cacerts/Lab Root CA.pem",
+        "zeroed cert.pfx",
+        "zeroed pkey.pem",
+        "empty pkey.pem",
+        "noise in cacerts.pem",
+    ],
 )
 def test_a_damaged_tree_heals(enrolled: Host, tmp_path: Path, damage: str) -> None:
     host = enrolled.copy(tmp_path / "root")
@@ -219,12 +237,19 @@ def test_a_damaged_tree_heals(enrolled: Host, tmp_path: Path, damage: str) -> No
         options = ("-aes256", "-pass", f"pass:{PASSWORD}")
         openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", *options,
                 "-out", host.home() / "pkey.pem")  # fmt: skip
-    elif damage.startswith("cut"):
-        file = host.home() / ("pkey.pem" if damage == "cut key" else "cert.pem")
-        os.truncate(file, 100)
+    elif " " in damage:
+        kind, _, name = damage.partition(" ")
+        file = host.home() / name.removeprefix("of ").removeprefix("in ")
+        whole = file.read_bytes()
+        first = whole.find(b"-----END") + len("-----END CERTIFICATE-----\n")
+        left = {"cut": whole[:100], "half": whole[:first], "empty": b"", "zeroed": bytes(len(whole)),
+                "noise": whole.replace(b"\nM", b"\n!", 1)}  # fmt: skip
+        file.write_bytes(left[kind])
+    elif damage == "cacerts":
+        shutil.rmtree(host.home() / damage)
     else:
         (host.home() / damage).unlink()
-    host.do()
+    assert "password changed" not in host.do("apply", "--verbose")
     check_certificate(host.root, "lan", "ec_prime256v1", PASSWORD)
     assert leaf(host).serial_number != serial
 
