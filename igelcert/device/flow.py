@@ -140,6 +140,7 @@ class Run:
         reason = "forced" if forced else self._due(cert, live, mark)
         if not reason:
             self._note_schedule(cert, live.cert)
+            self.tree.share(name)
             return EX_OK
         if (wait := self._told_to_wait(name, mark)) and not forced:
             self.log.info(f"{name}: waiting, the next try is in {wait} seconds")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
 import shutil
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -138,6 +141,53 @@ def test_apply_again_changes_nothing(every: Host, ca: LabCa) -> None:
 def test_requests_that_were_answered_leave_no_key_behind(every: Host) -> None:
     assert list(every.certs.glob(".store/*/pending")) == []
     assert len(list(every.certs.glob(".store/*/gen-*/pkey.pem"))) == len(TYPES)
+
+
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that other users get to; pytest's own they do not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("words", ["owner", "group", "owner group"])
+def test_a_service_that_may_read_the_keys(enrolled: Host, reachable: Path, words: str) -> None:
+    """Given and taken back, without a new certificate; it can read, and change nothing."""
+    host = enrolled.copy(reachable / "root")
+    serial = leaf(host).serial_number
+    toml = host.root / "etc/igelcert/device.toml"
+    plain = toml.read_text()
+    root = os.geteuid() == 0
+    user = pwd.getpwnam("nobody") if root else pwd.getpwuid(os.geteuid())
+    group = grp.getgrnam("daemon") if root else grp.getgrgid(os.getegid())
+    names = {"owner": user.pw_name, "group": group.gr_name}
+    toml.write_text(plain + "".join(f'{word} = "{names[word]}"\n' for word in words.split()))
+    for forced in (False, True):
+        host.do(*(("renew", "--force") if forced else ("apply",)))
+        assert (leaf(host).serial_number == serial) is not forced
+        home = host.home().resolve()
+        for path in (host.certs, host.certs / ".store", home.parent, home, home / "cacerts"):
+            assert path.stat().st_uid == os.geteuid() and not path.stat().st_mode & 0o022, path
+        key = (home / "pkey.pem").stat()
+        assert stat.S_IMODE(key.st_mode) == stat.S_IMODE((home / "cert.pfx").stat().st_mode) == 0o640
+        assert (key.st_uid == user.pw_uid) is ("owner" in words or not root)
+        assert (key.st_gid == group.gr_gid) is ("group" in words or not root)
+    if root:
+        ids = {
+            "owner": ("--reuid", "nobody", "--regid", "nogroup"),
+            "group": ("--reuid", "games", "--regid", "daemon"),
+        }
+        for word in words.split():
+            service = ["setpriv", *ids[word], "--clear-groups"]
+            assert run(*service, "cat", host.home() / "pkey.pem").returncode == 0
+            assert run(*service, "touch", home / "new").returncode != 0
+        stranger = ["setpriv", "--reuid", "games", "--regid", "games", "--clear-groups"]
+        assert run(*stranger, "cat", host.home() / "pkey.pem").returncode != 0
+    toml.write_text(plain)
+    host.do()
+    check_certificate(host.root, "lan", "ec_prime256v1", PASSWORD)
+    assert (host.home() / "pkey.pem").stat().st_uid == os.geteuid()
 
 
 # ---- renewal --------------------------------------------------------------------------------------
