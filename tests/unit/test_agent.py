@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from igelcert.codec.http import Request, Response
-from igelcert.device import files
+from igelcert.device import facts, files
 from igelcert.device.agent import Agent
 from igelcert.device.config import load
 from igelcert.device.log import Log
@@ -98,6 +99,15 @@ def test_damaged_settings_are_fetched_again(agent: Agent, damage: str) -> None:
     agent._fetch(wire)  # type: ignore[arg-type]
     assert not wire.asked[-1].header("If-None-Match")
     assert stored.read_bytes() == good and tag.read_bytes() == b'"one"'
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("tc-1\n", "tc-1"), ("localhost\n", ""), ("LOCALHOST", ""), ("localhost.localdomain", "")],
+)
+def test_a_device_that_nobody_named_has_no_name(agent: Agent, tmp_path: Path, text: str, name: str) -> None:
+    (tmp_path / "etc/hostname").write_text(text)
+    assert facts.hostname(dataclasses.replace(agent.config, hostname="")) == name
 
 
 # ---- the management identity ----------------------------------------------------------------------
