@@ -143,7 +143,8 @@ def _identity(agent: Agent) -> str:
     left = cert.not_after - int(time.time())
     if left <= 0:
         raise StorageError(
-            "the management certificate has expired", hint="run: rmagent register with a new token"
+            "the management certificate has expired",
+            hint="run: rmagent register with a new token; but first look whether the clock is right",
         )
     return f"{cert.subject_text}, {left // 86_400} days left"
 

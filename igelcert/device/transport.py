@@ -10,6 +10,7 @@ import http.client
 import socket
 import ssl
 import threading
+import time
 from urllib.parse import urlsplit
 
 from ..codec.http import Request, Response, plain_line
@@ -146,7 +147,7 @@ class Link:
             return TransportError(
                 f"the certificate of {name} is not trusted: {plain_line(err.verify_message).rstrip('.')}",
                 link="tls-trust",
-                hint="compare the CA that this device trusts with the one that issued the server's certificate",
+                hint=_trust_hint(err.verify_code),
             )
         if isinstance(err, TimeoutError) or late:
             return TransportError(
@@ -186,6 +187,16 @@ class Link:
             f"TLS with {self._name} failed: {reason.replace('_', ' ').lower() or 'unknown reason'}",
             link="tls",
         )
+
+
+def _trust_hint(code: int) -> str:
+    """By OpenSSL's X509_V_ERR_: 9 not yet valid, 10 expired, 62 and 64 another host name or address."""
+    if code in {9, 10}:
+        shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        return f"is this device's clock right? it says {shown}"
+    if code in {62, 64}:
+        return "give the server's name as its certificate has it"
+    return "compare the CA that this device trusts with the one that issued the server's certificate"
 
 
 def _cut(sock: socket.socket, late: threading.Event) -> None:

@@ -15,8 +15,10 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from igelcert import crypto
 from igelcert.codec.http import Request, Response
-from igelcert.device import facts, files
+from igelcert.codec.pem import decode_pem
+from igelcert.device import commands, facts, files, keys
 from igelcert.device.agent import Agent
 from igelcert.device.config import load
 from igelcert.device.log import Log
@@ -220,3 +222,15 @@ def test_a_refusal_does_not_stop_what_is_due(agent: Agent, monkeypatch: pytest.M
     with pytest.raises(RemoteProtocolError):
         agent.sync()
     assert len(applied) == 1
+
+
+def test_doctor_does_not_call_an_expired_certificate_well(
+    agent: Agent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (Path(agent.dir) / "settings.json").write_text('{"certs": [{"friendly_name": "lan"}]}')
+    for days, text in ((-1, "lan: the certificate has expired"), (1, "")):
+        issuer = Issuer(days)
+        cert = crypto.parse_certificate(decode_pem(issuer._issue(issuer.key.public_key(), "tc").encode())[0])
+        monkeypatch.setattr(keys, "live", lambda *_, cert=cert: keys.Live(cert, ""))
+        with pytest.raises(Error, match=text) if text else contextlib.nullcontext():
+            assert "1 certificate(s)" in commands._keys(agent)
