@@ -30,10 +30,6 @@ def run(args: argparse.Namespace, log: Log) -> int:
         return _keygen(args, log)
     agent = Agent(config, log)
     if args.command == "apply":
-        if not args.settings and not os.path.exists(os.path.join(agent.dir, "settings.json")):
-            # nothing is known, which is not the same as nothing is wanted
-            log.warning("there are no settings yet: run rmagent sync, or give --settings")
-            return 0
         return agent.run().apply(_settings(args, agent))
     if args.command == "renew":
         return agent.run().renew(_settings(args, agent), args.names, args.force)
@@ -44,10 +40,21 @@ def run(args: argparse.Namespace, log: Log) -> int:
 
 def _settings(args: argparse.Namespace, agent: Agent) -> Settings:
     if not args.settings:
-        return load_settings(os.path.join(agent.dir, "settings.json"))
+        return _stored(agent)
     if not os.path.exists(args.settings):
         raise StorageError(f"cannot read {args.settings}: it is not there")
     return load_settings(args.settings)
+
+
+def _stored(agent: Agent) -> Settings:
+    path = os.path.join(agent.dir, "settings.json")
+    try:
+        return load_settings(path)
+    except SettingsError as err:
+        if err.path == path:
+            raise
+        hint = "they are the proxy's; rmagent sync fetches them anew when they are damaged"
+        raise SettingsError(f"{path}: {err.path}" if err.path else path, err.reason, hint=hint) from None
 
 
 def read_secret(path: str) -> str:
@@ -136,7 +143,8 @@ def _identity(agent: Agent) -> str:
     left = cert.not_after - int(time.time())
     if left <= 0:
         raise StorageError(
-            "the management certificate has expired", hint="run: rmagent register with a new token"
+            "the management certificate has expired",
+            hint="run: rmagent register with a new token; but first look whether the clock is right",
         )
     return f"{cert.subject_text}, {left // 86_400} days left"
 
@@ -153,12 +161,14 @@ def _server(agent: Agent) -> str:
 
 def _keys(agent: Agent) -> str:
     tree: Tree = agent.run().tree
-    settings = load_settings(os.path.join(agent.dir, "settings.json"))
+    settings = _stored(agent)
     bad = []
     for cert in settings.certs:
         live = keys.live(tree, cert.friendly_name, cert.key.password)
         if live.cert is None or live.problem:
             bad.append(f"{cert.friendly_name}: {live.problem or 'no certificate'}")
+        elif live.cert.not_after <= time.time():
+            bad.append(f"{cert.friendly_name}: the certificate has expired")
     if bad:
         raise StorageError("; ".join(bad), hint="run: igel-certs apply")
     return f"{len(settings.certs)} certificate(s), each with its key"

@@ -92,7 +92,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.tree = Tree(self.config.tree_root, self.config.ids)
-        manifest = f"{self.tree.store}/castore.json"
+        manifest = f"{self.tree.store}/.castore.json"  # no friendly name begins with a dot
         self.castore = CaStore(self.config.at(self.config.ca_store), manifest)
         self.settler = Settler(self.config, self.tree, self.log, self.now, self._lock)
 
@@ -190,6 +190,7 @@ class Run:
             reason = self._reason(ask, forced)
             if not reason:
                 self._note(name, self._settled(ask))
+                self.tree.share(name)
                 return EX_OK
             return self._enroll(ask, reason, forced)
         except Error as err:
@@ -428,16 +429,16 @@ class Run:
     def _note_failure(
         self, name: str, mark: str, text: str, retry_after: int | None = None, *, refused: bool = False
     ) -> None:
-        state = notes.failed(
-            self.tree.state(name),
-            mark=mark,
-            text=text,
-            now=self.now(),
-            refused=refused,
-            retry_after=retry_after,
-            chance=random.random(),
-        )
         try:
+            state = notes.failed(
+                self.tree.state(name),
+                mark=mark,
+                text=text,
+                now=self.now(),
+                refused=refused,
+                retry_after=retry_after,
+                chance=random.random(),
+            )
             self.tree.save_state(name, state)
         except StorageError as err:
             self.log.warning(f"{name}: the failure cannot be noted: {err}")

@@ -24,7 +24,7 @@ from .store import Busy, Lock, Tree
 
 __all__ = ["Settler", "content_of", "note_removal"]
 
-REMOVED = "removed.json"
+REMOVED = ".removed.json"  # no friendly name begins with a dot
 ROUNDS = 3  # what another run changed while hooks ran is looked for again
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from . import devices, enrollments, overview, passthrough, profiles
-from .clitools import Output, read_file, when
+from .clitools import Output, count, read_file, when
 from .context import Context
 from .devices import Token
 
@@ -35,9 +35,11 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     text = "who got what, when, until when; failures with reasons; newest first"
     found = commands.add_parser("enrollments", help=text, description=text, parents=[common])
     found.add_argument("--unit-id", default="", metavar="ID", help="of this device only")
-    found.add_argument("--limit", type=int, default=100, metavar="N", help="at most N (default 100; 0: all)")
     text = "instead, from what devices reported last: when certificates end, and what needs a hand, the most urgent first"
     found.add_argument("--overview", action="store_true", help=text)
+    found.add_argument(
+        "--limit", type=count, default=100, metavar="N", help="at most N (default 100; 0: all)"
+    )
     found.add_argument("--json", action="store_true", help="print JSON")
     found.set_defaults(function=_enrollments, opens=True)
 
@@ -156,7 +158,7 @@ def _show_token(args: argparse.Namespace, output: Output, token: Token) -> int:
     if args.json:
         output.json(_token_json(token))
     else:
-        print(f"token for {token.unit_id}, good once and until {when(token.expires)}:", file=sys.stderr)
+        print(f"token for {token.unit_id}, good once and until {when(token.expires)} UTC:", file=sys.stderr)
         output.line(token.token)
     return 0
 

@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import resource
+import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterable
@@ -14,10 +15,10 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from ..errors import StorageError
+from ..errors import SettingsError, StorageError
 from . import changes
 from .app import make_admin_app, make_device_app
-from .context import Context
+from .context import Context, is_address
 from .servertls import ServerTls
 
 __all__ = ["places", "serve"]
@@ -34,20 +35,47 @@ def serve(data: Path, listen: str, admin_listen: str) -> int:
     """Serves until SIGTERM or SIGINT. DIR/run.json names process and ports meanwhile."""
     context = Context.open(data)
     run = data / "run.json"
+    listen, admin_listen = listen or context.config.listen, admin_listen or context.config.admin_listen
+    for option, address in (("--listen", listen), ("--admin-listen", admin_listen)):
+        if not is_address(address):
+            raise SettingsError(option, f"{address!r} is not HOST:PORT")
+        _look_free(address)
     try:
         run.unlink(missing_ok=True)
     except OSError as err:
         raise StorageError(f"cannot remove {run}: {err.strerror}") from None
-    listen, admin_listen = listen or context.config.listen, admin_listen or context.config.admin_listen
     ServerTls(context).current()  # what is wrong with it is said now, and not by a dead worker
     context.db.close()  # a connection must not cross a fork
     pid = os.getpid()
     try:
         _Server(data, listen, admin_listen).run()
     finally:
-        if os.getpid() == pid:  # a worker leaves this way, too
+        if os.getpid() == pid and _is_of(run, pid):  # a worker leaves this way, too
             run.unlink(missing_ok=True)
     return 0
+
+
+def _is_of(run: Path, pid: int) -> bool:
+    """Another proxy that began to serve the same directory meanwhile has written its own."""
+    try:
+        return bool(json.loads(run.read_text())["pid"] == pid)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _look_free(address: str) -> None:
+    """Says in words what gunicorn would try five times and then say in its own."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as err:
+            raise StorageError(
+                f"cannot listen on {address}: {err.strerror}",
+                hint="name another with --listen or --admin-listen; is a proxy running already?",
+            ) from None
 
 
 class _Server(BaseApplication):  # type: ignore[misc]
