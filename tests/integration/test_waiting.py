@@ -310,9 +310,14 @@ def test_a_server_of_somebody_else_cannot_wait(gate: Proxy, quick: Device) -> No
     assert len(set(later)) > 1 and 30 <= min(later) <= max(later) <= 90
 
 
+def workers(pid: int) -> list[str]:
+    """The processes below that one."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def resident(pid: int) -> int:
     """Kilobytes of the worker below that process."""
-    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (worker,) = workers(pid)
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())
     assert found
     return int(found[1])
@@ -384,5 +389,10 @@ def test_two_thousand_wait(lab: LabCa, tmp_path: Path) -> None:
         until_waiting(gate, 0)
         with crowd(tmp_path / "crowd", gate.port) as waiting:
             until_waiting(gate, count, 60)
+            worker = workers(pid)
+            # all go at the very moment when all are to be answered
+            gate.cli("profile", "unassign", "more", "--directory", "/Crowd")
             waiting.kill()
             until_waiting(gate, 0, 10)
+        assert workers(pid) == worker and "Traceback" not in gate.log()
+        assert gate.ask("GET", SETTINGS, client=device)[0] == 200

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import resource
+import selectors
+import socket
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
+from gunicorn.config import Config
 
 from igelcert.errors import StorageError
 from igelcert.proxy import changes, devices, profiles, schema, serve
@@ -19,6 +25,7 @@ from igelcert.proxy.context import Context
 from igelcert.proxy.initialise import initialise
 from igelcert.proxy.upstream import config as ca
 from igelcert.proxy.waiting import REQUEST_MAX, Parked, Place, Room, Visit, preferred_wait
+from igelcert.proxy.worker import Connection, Worker
 
 
 @pytest.mark.parametrize(
@@ -230,3 +237,47 @@ def test_a_database_that_is_away_is_asked_again(table: Table, watch: Watch) -> N
     table.rows.append(Change(1, "device", "A"))
     table.broken = False
     table.hears(table.rows[0])
+
+
+class Pool:
+    """Threads that never come to it."""
+
+    def __init__(self) -> None:
+        self.work: list[object] = []
+
+    def submit(self, _function: object, conn: object) -> Future[object]:
+        self.work.append(conn)
+        return Future()
+
+
+@pytest.fixture
+def worker(table: Table, watch: Watch) -> Iterator[Worker]:
+    cfg = Config()
+    cfg.user_limits = {"handshake": 1, "request": 1, "waiting": 5}
+    made = Worker(1, os.getpid(), [], None, 30, cfg, logging.getLogger("test"))
+    made.poller, made.tpool, made.watch = selectors.DefaultSelector(), Pool(), watch
+    yield made
+    made.tmp.close()
+    made.poller.close()
+
+
+@pytest.mark.parametrize("goes", [False, True])
+def test_what_the_poller_saw_before_a_change_is_nothing_after_it(worker: Worker, goes: bool) -> None:
+    """One round of the poller brings a change and, for the same connection, octets or its end: one thread gets it."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        conn = Connection(worker.cfg, ours, "", "", admin=False)
+        conn.request, conn.visit = b"GET / HTTP/1.1\r\n\r\n", Visit(worker.room, 100)
+        with pytest.raises(Parked):
+            conn.visit.wait(Place("A", "/", '"x"', 0), 60)
+        worker.nr_conns = 1
+        worker._park(conn)
+        assert worker.nr_conns == 0 and worker.parked == {"A": conn}
+        theirs.sendall(b"x")
+        if goes:
+            theirs.close()
+        ((key, _),) = worker.poller.select(1)
+        worker._changed([Change(1, "device", "A")])
+        key.data(key.fileobj)
+        assert worker.tpool.work == [conn] and worker.nr_conns == 1 and worker.room.taken == 1
+        assert conn.buffer == b"" and ours.fileno() >= 0, "it is the thread's now"
