@@ -222,7 +222,9 @@ def test_readers_never_see_a_mixture(enrolled: Host, tmp_path: Path) -> None:
     pairs: set[tuple[bytes, bytes]] = set()
 
     def read() -> None:
-        while not done.is_set():
+        while (
+            not done.is_set()
+        ):  # a name that is not there for a moment ends this thread, and pairs are missing
             at = os.open(host.home(), os.O_RDONLY)
             try:
                 pairs.add(

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import pkcs7
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
-from tests.support.chain import Device, LabCa, Proxy, lab_ca, proxy
+from tests.support.chain import Device, LabCa, Proxy, lab_ca, proxy, run
 from tests.support.meddler import Meddler, meddler
 from tests.support.tree import new_csr
 
@@ -143,6 +143,37 @@ def test_an_answer_signed_by_a_stranger_is_refused(
             middle.target = target
     assert taken and status == 502
     assert b"none of the certificates that may sign" in body
+
+
+def test_a_device_cannot_pose_as_the_ra(
+    gate: Proxy, device: Device, middle: Meddler, ca: LabCa, tmp_path: Path
+) -> None:
+    """On plain HTTP, with its own certificate of that CA: it would read the challenge passwords of others."""
+    request = new_csr(tmp_path / "ra.der", "/O=Example/CN=tc-answers", "", "-newkey", "rsa:2048")
+    mine = {**CERT, "friendly_name": "ra", "key": {"type": "rsa_2048"}}
+    gate.profile("answers", CERT, mine, directory="/")
+    status, _, body = gate.ask("POST", ENROLL.replace("lan", "ra"), request, client=device)
+    assert status == 200, body
+    own = issued(body)
+
+    def twist(cas: bytes) -> bytes:
+        found = [*pkcs7.load_der_pkcs7_certificates(cas), own]
+        return pkcs7.serialize_certificates(found, Encoding.DER)
+
+    seen = len(middle.answers)
+    middle.twist_cas = twist
+    try:
+        # the configuration is set again, so that what is known of the server is forgotten
+        gate.use_scep(middle.url, "--fingerprint", ca.root_fingerprint(), "--poll", "1")
+        status, _, body = gate.ask("POST", ENROLL, csr(tmp_path), client=device)
+        assert status == 502 and b"a device's certificate" in body, body
+        done = run("ca-proxy", "ca", "test", env={"CA_PROXY_DATA": str(gate.data)})
+        assert done.returncode == 1 and "somebody may stand between" in done.stdout
+    finally:
+        middle.twist_cas = lambda body: body
+    assert len(middle.answers) == seen, "nothing was encrypted for it"
+    gate.use_scep(middle.url, "--fingerprint", ca.root_fingerprint(), "--poll", "1")
+    assert gate.ask("POST", ENROLL, csr(tmp_path), client=device)[0] == 200
 
 
 def test_a_lost_answer_costs_no_second_certificate(
