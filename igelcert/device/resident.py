@@ -68,6 +68,7 @@ class Resident:
         self._want = "start"  # why a child is to be started; "" when there is no reason
         self._want_at = 0.0
         self._network: socket.socket | None = None
+        self._name = -1
         self._notify = _Notifier()
         self._wake_read, self._wake_write = socket.socketpair()
         self._lock = -1
@@ -182,6 +183,8 @@ class Resident:
                 self._child_ended()
             elif self._network and handle == self._network.fileno():
                 self._network_changed(now)
+            elif handle == self._name:
+                self._name_changed(now)
             elif self._watch and handle == self._watch.fileno():
                 self._hear()
         if self._child and now > self._child_started + CHILD_LIMIT:
@@ -358,6 +361,14 @@ class Resident:
             self.log.debug(f"changes of addresses are seen later: {err.strerror}")
             self._network = None
         self._addresses = _addresses()
+        with contextlib.suppress(OSError):
+            # proc(5) has no word of it: a poll for POLLPRI wakes when the name changes, since Linux 3.1
+            self._name = os.open("/proc/sys/kernel/hostname", os.O_RDONLY | os.O_CLOEXEC)
+            self._poll.register(self._name, select.POLLPRI)
+
+    def _name_changed(self, now: float) -> None:
+        os.pread(self._name, 256, 0)
+        self._ask_for("host name", at=max(now + NETWORK_SETTLE, self._child_started + NETWORK_LEAST))
 
     def _network_changed(self, now: float) -> None:
         """Looks whether an address is another one; router advertisements alone are none."""
