@@ -22,7 +22,7 @@ from .castore import CaStore
 from .config import Config
 from .log import Log
 from .settle import Settler, note_removal
-from .store import Lock, Tree
+from .store import Busy, Lock, Tree
 
 __all__ = ["EX_CONFIG", "EX_FAILED", "EX_OK", "EX_TEMPFAIL", "Run", "Way", "exit_code"]
 
@@ -165,6 +165,9 @@ class Run:
     def _settle(self, settings: Settings) -> int:
         try:
             return EX_OK if self.settler.settle(settings, paced=self.paced) else EX_TEMPFAIL
+        except Busy:
+            self.log.warning("another igel-certs is at work; hooks may hear twice of what they have heard")
+            return EX_TEMPFAIL
         except Error as err:
             self.log.error(f"hooks and notifications: {err}")
             self.log.hint(err.hint)
@@ -336,11 +339,13 @@ class Run:
 
     def _take_over(self, ask: Ask, live: crypto.Certificate, cas: list[bytes]) -> str:
         """The live certificate with the CA's new certificates beside it, as a new generation."""
+        ours = self._cas_of(ask.name)
         try:
-            good = answers.check([live.der], cas, live.spki, self.now())
+            # an intermediate may have come with the certificate alone; what is trusted is the CA's word of now
+            good = answers.check([live.der, *ours], cas, live.spki, self.now())
         except answers.NoChain:
             return "the CA changed"
-        if {ca.der for ca in good.cas} == set(self._cas_of(ask.name)):
+        if {ca.der for ca in good.cas} == set(ours):
             return ""
         key = keys.read_key(f"{self.tree.path}/{ask.name}/pkey.pem", ask.cert.key.password)
         self._put(ask.cert, key, good)

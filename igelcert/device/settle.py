@@ -7,6 +7,7 @@ again, with back-off, until it succeeds. It never undoes a certificate.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -78,20 +79,28 @@ class Settler:
         paced: hooks that failed wait until their time comes.
         """
         names = [cert.friendly_name for cert in settings.certs]
+        turn = Lock(os.path.join(self._tree.store, ".lock"), 0.0)
         good = True
         try:
-            with Lock(os.path.join(self._tree.store, ".lock"), 0.0):
-                for _ in range(ROUNDS):
-                    waiting = self._outstanding(names, paced)
-                    if not waiting:
-                        break
-                    for event, content in waiting:
-                        good &= self._tell(event, content, shown=settings.show_user_notifications)
-                    paced = True  # what failed just now is not due again
+            turn.__enter__()
         except Busy:
             self._log.debug("another run is at the hooks")
+        else:
+            with contextlib.closing(turn):
+                good = self._rounds(names, settings.show_user_notifications, paced)
         for name in names:
             self._show_failing(name, settings.show_user_notifications)
+        return good
+
+    def _rounds(self, names: Sequence[str], shown: bool, paced: bool) -> bool:
+        good = True
+        for _ in range(ROUNDS):
+            waiting = self._outstanding(names, paced)
+            if not waiting:
+                break
+            for event, content in waiting:
+                good &= self._tell(event, content, shown=shown)
+            paced = True  # what failed just now is not due again
         return good
 
     def next_removal(self) -> int | None:

@@ -263,6 +263,9 @@ class Lock:
                 time.sleep(0.1)
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         os.close(self._handle)
 
 

@@ -19,6 +19,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key, pkcs12
 
+from igelcert.codec import est
 from igelcert.codec.http import Request, Response
 from igelcert.device import straight
 from igelcert.device.config import Config
@@ -435,6 +436,28 @@ def test_a_changed_ca_is_not_asked_for_at_every_run(life: Life, world: World) ->
     assert looks == []
     world.now += HOUR // 4
     assert life.apply() == EX_OK and len(looks) == 1
+
+
+def test_an_intermediate_that_comes_with_the_certificate_alone(life: Life, world: World) -> None:
+    """/cacerts gives the root, the answer the rest: that is no changed CA, week for week."""
+    issuing, root = world.authority.chain
+    answer = world.service.answer
+
+    def chained(request: Request, client: bytes | None) -> Response:
+        if "cacerts" in request.path:
+            return est.certs_response([root])
+        given = answer(request, client)
+        return est.certs_response([*est.cacerts_reply(given), issuing], enroll=True)
+
+    world.service.answer = chained  # type: ignore[method-assign]
+    life.wants(entry(percent=1))
+    assert life.apply() == EX_OK
+    before, asked = life.cert(), len(world.asked)
+    assert (life.home() / "cacerts.pem").read_text().count("BEGIN") == 2
+    for _ in range(3):
+        world.now += HOUR // 4 + 1
+        assert life.apply() == EX_OK
+    assert life.cert() == before and len(world.asked) == asked and life.events() == ["enrolled lan"]
 
 
 def test_the_state_file_lost(life: Life, world: World) -> None:
