@@ -57,7 +57,12 @@ ffibuilder.set_source(
         "-pthread",
         *pkg_config("--cflags", "libcrypto", []),
     ],
-    extra_link_args=["-Wl,--as-needed", "-pthread", *pkg_config("--libs", "libcrypto", ["-lcrypto"])],
+    extra_link_args=[
+        "-Wl,--as-needed",
+        "-Wl,-z,now",
+        "-pthread",
+        *pkg_config("--libs", "libcrypto", ["-lcrypto"]),
+    ],
     py_limited_api=False,
 )
 
