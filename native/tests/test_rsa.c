@@ -120,7 +120,7 @@ static int plain_derive(BIGNUM *y, const BIGNUM *r1, const BIGNUM *r2, const BIG
 }
 
 /* A.1.6 steps 4.1 to 4.3; the random numbers of a prime are drawn before any base of Miller-Rabin's. */
-static void plain_prime(BIGNUM *prime, int nlen, int aux_bits, BN_CTX *ctx)
+static void plain_prime(BIGNUM *prime, int nlen, int aux_bits, BN_ULONG e, BN_CTX *ctx)
 {
     BIGNUM *r1 = BN_new(), *r2 = BN_new(), *x = BN_new();
 
@@ -129,7 +129,7 @@ static void plain_prime(BIGNUM *prime, int nlen, int aux_bits, BN_CTX *ctx)
     plain_x(x, nlen / 2, ctx);
     plain_auxiliary(r1, ctx);
     plain_auxiliary(r2, ctx);
-    CHECK(plain_derive(prime, r1, r2, x, nlen / 2, 65537, ctx));
+    CHECK(plain_derive(prime, r1, r2, x, nlen / 2, e, ctx));
     BN_free(r1);
     BN_free(r2);
     BN_free(x);
@@ -146,7 +146,7 @@ static igc_prime_search new_search(int nlen, igc_primes *primes, BN_CTX *ctx)
     return search;
 }
 
-static void same_prime(int nlen, int aux_bits, uint64_t seed, int width, BN_CTX *ctx)
+static void same_prime(int nlen, int aux_bits, uint64_t seed, BN_ULONG e, int width, BN_CTX *ctx)
 {
     igc_primes primes;
     igc_prime_search search = new_search(nlen, &primes, ctx);
@@ -154,12 +154,13 @@ static void same_prime(int nlen, int aux_bits, uint64_t seed, int width, BN_CTX 
     igc_seeds seeds;
 
     search.width = width;
+    search.e = e;
     CHECK(igc_seeds_new(&seeds));
     play(seed);
     CHECK(igc_seeds_draw(search.size, &seeds, ctx));
     CHECK(igc_prime_generate(&search, &seeds, ours) == IGC_PRIME_FOUND);
     play(seed);
-    plain_prime(theirs, nlen, aux_bits, ctx);
+    plain_prime(theirs, nlen, aux_bits, e, ctx);
     if (!CHECK(BN_cmp(ours, theirs) == 0))
         printf("  %d bits, stream %llu, width %d\n", nlen, (unsigned long long)seed, width);
     RAND_set_rand_method(NULL);
@@ -235,6 +236,27 @@ static void sieve(int start_bits, int step_bits, uint32_t limit, size_t len)
     BN_free(start);
     BN_free(step);
     BN_free(term);
+}
+
+/* A start that is itself a multiple of one prime, whichever place that has in its group. */
+static void sieve_first(void)
+{
+    igc_primes primes;
+    BIGNUM *start = BN_new(), *step = BN_new();
+    uint8_t mark;
+    size_t i;
+
+    CHECK(igc_primes_make(128, &primes));
+    BN_set_word(step, 2);
+    for (i = 0; i < primes.count; i++) {
+        BN_set_bit(start, 200);
+        BN_mul_word(start, primes.primes[i]);
+        CHECK(igc_sieve(&primes, primes.count, start, step, &mark, 1) && mark == 1);
+        BN_zero(start);
+    }
+    igc_primes_free(&primes);
+    BN_free(start);
+    BN_free(step);
 }
 
 static void primes_and_small_numbers(BN_CTX *ctx)
@@ -399,6 +421,7 @@ int main(int argc, char **argv)
 
     if (!quick) {
         primes_and_small_numbers(ctx);
+        sieve_first();
         sieve(1024, 283, 1 << 14, 2000);
         sieve(1024, 283, 1 << 16, 300);
         sieve(141, 1, 2048, 3000);
@@ -407,18 +430,19 @@ int main(int argc, char **argv)
         sieve(4096, 403, 9, 1000); /* fewer primes than are worked on at a time */
         sieve(1535, 343, 1 << 22, 2);
         for (i = 1; i <= 6; i++) {
-            same_prime(2048, 141, (uint64_t)i, 1, ctx);
-            same_prime(2048, 141, (uint64_t)i, 2, ctx);
+            same_prime(2048, 141, (uint64_t)i, 65537, 1, ctx);
+            same_prime(2048, 141, (uint64_t)i, 65537, 2, ctx);
+            same_prime(2048, 141, (uint64_t)i, 15, 2, ctx); /* refuses most primes, and is none */
         }
-        same_prime(3072, 171, 8, 0, ctx);
+        same_prime(3072, 171, 8, 65537, 0, ctx);
         another_x(ctx);
         gaps();
         consistency(ctx);
     }
     stopping(ctx);
     cancelling();
-    for (i = 0; i <= 4; i++)
-        keys(i, ctx);
+    for (i = 0; i < 12; i++)
+        keys(i % 5, ctx);
     BN_CTX_free(ctx);
     printf("%d passed, %d failed\n", passed, failed);
     return failed ? 1 : 0;
