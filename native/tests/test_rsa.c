@@ -434,6 +434,9 @@ int main(int argc, char **argv)
             same_prime(2048, 141, (uint64_t)i, 65537, 2, ctx);
             same_prime(2048, 141, (uint64_t)i, 15, 2, ctx); /* refuses most primes, and is none */
         }
+        /* streams where the next candidate is prime as well, and was tested along with the right one */
+        same_prime(2048, 141, 51, 65537, 2, ctx);
+        same_prime(2048, 141, 63, 65537, 2, ctx);
         same_prime(3072, 171, 8, 65537, 0, ctx);
         another_x(ctx);
         gaps();
