@@ -102,16 +102,17 @@ class Key:
         many as there are processors, at most four. progress: called ten times a second with the candidates tested
         and the primes found, RSA only; with it, Ctrl-C and what it raises end the generation at once.
         """
-        state = ffi.new("igc_progress *")
         if progress is None:
-            return Key._generate(type, generator, threads, state)
+            return Key._generate(type, generator, threads, ffi.NULL)
+        state = ffi.new("igc_progress *")
         return _watched(lambda: Key._generate(type, generator, threads, state), state, progress)
 
     @staticmethod
     def _generate(type: str, generator: str, threads: int, state: Any) -> Key:
         out = ffi.new("igc_key **")
         rc = lib.igc_key_generate_with(type.encode(), generator.encode(), threads, state, out)
-        _check(f"generating a key of type {type}", rc)
+        if rc != 0:
+            _check(f"generating a key of type {type}", rc)
         return Key._own(out[0])
 
     @staticmethod

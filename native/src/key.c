@@ -39,14 +39,18 @@ static const key_kind kinds[] = {
     {"ec_secp521r1", 0, "secp521r1"},
 };
 
-static int wrap(EVP_PKEY *pkey, igc_key **out)
+/* type: NULL when it has to be found out */
+static int wrap(EVP_PKEY *pkey, const char *type, igc_key **out)
 {
     igc_key *key = OPENSSL_zalloc(sizeof(*key));
 
     if (key == NULL)
         return igc_fail(IGC_E_NOMEM, NULL);
     key->pkey = pkey;
-    igc_pkey_type(pkey, key->type);
+    if (type)
+        strcpy(key->type, type);
+    else
+        igc_pkey_type(pkey, key->type);
     *out = key;
     return IGC_OK;
 }
@@ -119,7 +123,7 @@ int igc_key_generate_with(const char *type, const char *generator, int threads, 
         return rc;
     if (pkey == NULL)
         return igc_fail(IGC_E_INTERNAL, "the key could not be generated");
-    rc = wrap(pkey, out);
+    rc = wrap(pkey, kind->type, out);
     if (rc)
         EVP_PKEY_free(pkey);
     return rc;
@@ -295,7 +299,7 @@ int igc_key_read(int fd, const uint8_t *password, size_t password_len, igc_key *
                          : igc_fail(IGC_E_PARSE, "this is not a private key in PEM");
         goto out;
     }
-    rc = wrap(pkey, out);
+    rc = wrap(pkey, NULL, out);
     if (rc == IGC_OK)
         pkey = NULL;
 out:
