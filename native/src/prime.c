@@ -147,8 +147,8 @@ int igc_miller_rabin(const BIGNUM *w, int rounds, BN_CTX *ctx)
 
 /* ---- the search along a progression ---- */
 
-/* Two exponentiations side by side: libcrypto's BN_mod_exp_mont_consttime_x2() has them on AVX-512 IFMA, for
-   1024 bits since 3.0 and for 1536 and 2048 since 3.2. Elsewhere it makes one after the other. */
+/* Two exponentiations side by side: libcrypto's BN_mod_exp_mont_consttime_x2() has them on AVX-512 IFMA, of
+   1024 bits since 3.0, of 1536 and 2048 in 3.2. Where it has not, it makes one after the other. */
 static int natural_width(int bits)
 {
 #if defined(__x86_64__) && defined(__GNUC__)
