@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import time
 
 from .. import crypto
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace, log: Log) -> int:
     config = load(args.root, args.config)
     log = Log("igel-certs", screen=args.verbose or log._screen, level=config.log_level)
     if args.command == "keygen":
-        return _keygen(args, log)
+        return _keygen(args, config, log)
     agent = Agent(config, log)
     if args.command == "apply":
         return agent.run().apply(_settings(args, agent))
@@ -71,17 +72,29 @@ def read_secret(path: str) -> str:
     return line
 
 
-def _keygen(args: argparse.Namespace, log: Log) -> int:
+def _show_progress(tested: int, primes: int) -> None:
+    """One line of the terminal, written over again and again."""
+    line = f"{min(primes, 2)} of 2 primes found, {tested} candidates tested"
+    print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
+
+
+def _generate(kind: str, generator: str) -> crypto.Key:
+    """The key; on a terminal with a line that shows how far it is. Ctrl-C ends it at once."""
+    if not (kind.startswith("rsa_") and sys.stderr.isatty()):
+        return crypto.Key.generate(kind, generator=generator, progress=lambda tested, primes: None)
+    try:
+        return crypto.Key.generate(kind, generator=generator, progress=_show_progress)
+    finally:
+        print(f"\r{'':60}\r", end="", file=sys.stderr, flush=True)
+
+
+def _keygen(args: argparse.Namespace, config: Config, log: Log) -> int:
     password = read_secret(args.password_file).encode() if args.password_file else None
     if not 1000 <= args.iterations <= 10_000_000:
         raise SettingsError("--iterations", "is not between 1000 and 10000000")
     if os.path.lexists(args.out) and not args.force:
         raise StorageError(f"{args.out} is there already", hint="name another file, or give --force")
-    if args.type in {"rsa_4096", "rsa_8192"}:
-        log.info(
-            f"making a key of type {args.type}; this can take {'a minute' if args.type == 'rsa_8192' else 'some seconds'}"
-        )
-    key = crypto.Key.generate(args.type)
+    key = _generate(args.type, config.key_generator)
     files.replace(os.path.abspath(args.out), lambda fd: key.write(fd, password, args.iterations), 0o600)
     log.info(f"{args.out}: a key of type {args.type}, {'encrypted' if password else 'not encrypted'}")
     return 0

@@ -247,7 +247,7 @@ class Run:
         self.log.info(
             f"{name}: {'renewing' if renewing else 'enrolling'} ({reason}), key type {cert.key.type}"
         )
-        key, csr, kept = keys.key_for_request(self.tree, cert, ask.spec, ask.mark)
+        key, csr, kept = keys.key_for_request(self.tree, cert, ask.spec, ask.mark, self.config.key_generator)
         if kept:
             self.log.info(f"{name}: asking again with the request that is under way")
         server = self.connect(cert, live.cert if renewing else None)

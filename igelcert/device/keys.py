@@ -121,11 +121,11 @@ def _certificates(pem: bytes | None) -> set[bytes]:
 
 
 def key_for_request(
-    tree: Tree, cert: CertSettings, spec: CsrSpec, mark: str
+    tree: Tree, cert: CertSettings, spec: CsrSpec, mark: str, generator: str
 ) -> tuple[crypto.Key, bytes, bool]:
     """(key, CSR, kept): those of the pending request for just this, else new ones, on disk before they leave.
 
-    `mark`: fingerprint of what is asked for. A request that cannot be read back is dropped.
+    `mark`: fingerprint of what is asked for. `generator`: of RSA keys. A request that cannot be read back is dropped.
     """
     password = cert.key.password
     found = tree.pending(cert.friendly_name)
@@ -137,7 +137,7 @@ def key_for_request(
                 return key, found[1], True
         except (Error, OSError):
             pass
-    key = crypto.Key.generate(cert.key.type)
+    key = crypto.Key.generate(cert.key.type, generator=generator)
     csr = pkcs10.build(spec, key)
     tree.put_pending(cert.friendly_name, {"spec": mark}, csr, lambda fd: key.write(fd, password))
     return key, csr, False

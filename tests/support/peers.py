@@ -15,6 +15,11 @@ __all__ = ["bouncy_castle", "cache", "missing", "peer"]
 SOURCES = Path(__file__).parents[1] / "peers"
 BC_VERSION = "1.87"
 GO_PROGRAMS = {"scepclient": "scep-v2.3.0", "scepserver": "scep-v2.3.0", "step-ca": "step-ca-v0.30.2"}
+KEYGEN = {
+    "keygen-go": ("keygen-go/go.mod", "keygen-go/main.go"),
+    "keygen-awslc": ("keygen-awslc/Cargo.toml", "keygen-awslc/Cargo.lock", "keygen-awslc/src/main.rs"),
+    "keygen-ec": ("keygen_ec.c",),
+}
 SYSTEM = {
     "certutil": "certutil",
     "charon-systemd": "charon-systemd",
@@ -64,6 +69,9 @@ def peer(name: str) -> Path:
     elif name == "est-ca":
         files = ("est-ca/Cargo.toml", "est-ca/Cargo.lock", "est-ca/src/main.rs")
         program = cache() / f"est-ca-{_digest(*files)}" / "est-ca-peer"
+        found = program if os.access(program, os.X_OK) else None
+    elif name in KEYGEN:
+        program = cache() / f"{name}-{_digest(*KEYGEN[name])}" / name
         found = program if os.access(program, os.X_OK) else None
     elif name in GO_PROGRAMS:
         program = cache() / GO_PROGRAMS[name] / name
