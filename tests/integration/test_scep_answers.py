@@ -15,9 +15,12 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
+from igelcert import crypto
+from igelcert.codec import pkcs10, pkimessage
+from igelcert.model import CsrSpec, Subject
 from tests.support.chain import Device, LabCa, Proxy, lab_ca, proxy, run
 from tests.support.meddler import Meddler, meddler
-from tests.support.tree import new_csr
+from tests.support.tree import new_csr, openssl
 
 CERT = {
     "friendly_name": "lan",
@@ -221,3 +224,47 @@ def test_killed_between_pending_and_issue(tmp_path: Path) -> None:
         assert answer[0] == 200, answer
         assert len(ca.issued()) == 1
         assert issued(answer[2]) == x509.load_pem_x509_certificate(ca.issued()[0].read_bytes())
+
+
+def test_an_old_certificate_again_is_refused(tmp_path: Path) -> None:
+    """NDES gives the certificate that it has for a key; what was given out once is no answer to another request."""
+    first = csr(tmp_path)
+    again = tmp_path / "again.der"
+    openssl("req", "-new", "-key", tmp_path / "request.key", "-subj", "/O=Example/CN=tc-answers",
+            "-outform", "DER", "-out", again)  # fmt: skip
+    with (
+        lab_ca(tmp_path / "ca", "--scep", "127.0.0.1:0", "--scep-mode", "ndes") as ca,
+        proxy(tmp_path / "proxy") as gate,
+    ):
+        gate.use_scep(ca.scep, "--fingerprint", ca.root_fingerprint())
+        gate.profile("answers", CERT, directory="/")
+        device = gate.device(tmp_path / "root", "OLDCERT", "tc-o")
+        assert gate.ask("POST", ENROLL, first, client=device)[0] == 200
+        assert again.read_bytes() != first
+        status, _, body = gate.ask("POST", ENROLL, again.read_bytes(), client=device)
+        assert status == 502 and b"an old certificate again" in body
+        assert len(ca.issued()) == 1
+
+
+def test_a_transaction_belongs_to_the_device_that_began_it(gate: Proxy, ca: LabCa, tmp_path: Path) -> None:
+    """In pass-through: nobody polls for another device's certificate, or counts as its owner."""
+    gate.use_scep(ca.scep, "--fingerprint", ca.root_fingerprint())
+    gate.profile("passing", {**CERT, "friendly_name": "pass", "key": {"type": "rsa_2048"}}, directory="/Pass")
+    gate.cli("profile", "passthrough", "passing", "on")
+    key = crypto.Key.generate("rsa_2048")
+    subject = Subject(cn="tc-pass")
+    name = pkcs10.encode_name(subject)
+    mine = pkimessage.Identity(key, pkimessage.self_signed(key, name, 7, 1_700_000_000, 2_500_000_000))
+    issuing = x509.load_pem_x509_certificate((ca.dir / "issuing.pem").read_bytes()).public_bytes(Encoding.DER)
+    message = pkimessage.write(
+        pkimessage.PKCS_REQ, pkcs10.build(CsrSpec("rsa_2048", subject), key), mine, transaction_id="ONE",
+        sender_nonce=bytes(16), recipient=pkimessage.Recipient(issuing),
+    )  # fmt: skip
+    where = "/scep/pass?operation=PKIOperation"
+    owner, other = (
+        gate.device(tmp_path / unit, unit, f"tc-{unit}", directory="/Pass") for unit in ("PASS1", "PASS2")
+    )
+    assert gate.ask("POST", where, message, client=owner)[0] == 200
+    status, _, body = gate.ask("POST", where, message, client=other)
+    assert status == 403 and b"another device uses this transactionID" in body
+    assert gate.ask("POST", where, message, client=owner)[0] == 200
