@@ -403,12 +403,18 @@ def test_a_clock_before_the_management_certificate(life: Life, world: World) -> 
 
 def test_an_address_that_flaps(life: Life, world: World) -> None:
     """It counts when it has stayed, and then not again for hours; none at all is no new one."""
-    life.wants(entry(subjaltname={"auto_ip": True, "auto_hostname": False}))
+    life.wants(entry(percent=1, subjaltname={"auto_ip": True, "auto_hostname": False}))
     assert life.apply() == EX_OK
     asked = len(world.asked)
     for minute in range(60):
         life.facts = DeviceFacts("tc-life", "LIFE", (f"192.0.2.{1 + minute % 2}",) if minute % 3 else ())
         world.now += 20
+        life.apply()
+    assert len(world.asked) == asked
+    # a network that is away for long is no other address
+    life.facts = DeviceFacts("tc-life", "LIFE", ())
+    for _ in range(20):
+        world.now += 15
         life.apply()
     assert len(world.asked) == asked
     # a renewal meanwhile takes what is there
@@ -436,6 +442,17 @@ def test_a_changed_ca_is_not_asked_for_at_every_run(life: Life, world: World) ->
     assert looks == []
     world.now += HOUR // 4
     assert life.apply() == EX_OK and len(looks) == 1
+
+
+def test_a_ca_that_no_longer_vouches(life: Life, world: World) -> None:
+    """Long before a renewal is due: seen at the next look, and a new certificate at once."""
+    life.wants(entry(percent=1))
+    assert life.apply() == EX_OK
+    before = life.cert()
+    world.roll_over(both=False)
+    assert life.apply() == EX_OK and life.cert() == before, "not looked at yet"
+    life.until(world.now + HOUR // 3, lambda: life.cert() != before)
+    assert life.cert() != before and life.state()["reason"] == "the CA changed"
 
 
 def test_an_intermediate_that_comes_with_the_certificate_alone(life: Life, world: World) -> None:

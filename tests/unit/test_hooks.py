@@ -151,8 +151,18 @@ def test_one_that_writes_megabytes(made: Hooks, log: Recorder) -> None:
 
 
 def test_one_that_reads_its_input(made: Hooks, log: Recorder) -> None:
+    """Ours is not for it."""
     made.add("10-reads", "read line && exit 5; exit 0")
-    assert hooks.run(made.config, EVENT, log).failed == ""
+    reading, writing = os.pipe()
+    os.write(writing, b"a password\n")
+    kept = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        assert hooks.run(made.config, EVENT, log).failed == ""
+    finally:
+        os.dup2(kept, 0)
+        for handle in (kept, reading, writing):
+            os.close(handle)
 
 
 def test_one_that_is_ended_by_a_signal(made: Hooks, log: Recorder) -> None:
