@@ -37,6 +37,7 @@ __all__ = [
 
 ITERATIONS = 100_000
 GLANCE = 0.1  # seconds between two looks at a key generation
+_KEY_OUT = ffi.typeof("igc_key **")
 _PURPOSES = {"any": 0, "server": 1, "client": 2}
 
 
@@ -109,9 +110,9 @@ class Key:
 
     @staticmethod
     def _generate(type: str, generator: str, threads: int, state: Any) -> Key:
-        out = ffi.new("igc_key **")
+        out = ffi.new(_KEY_OUT)
         rc = lib.igc_key_generate_with(type.encode(), generator.encode(), threads, state, out)
-        if rc != 0:
+        if rc != 0:  # spelled out: a curve's key takes 20 µs, and the message for nobody would be one of them
             _check(f"generating a key of type {type}", rc)
         return Key._own(out[0])
 

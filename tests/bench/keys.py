@@ -7,6 +7,8 @@ import contextlib
 import json
 import math
 import os
+import random
+import resource
 import statistics
 import subprocess
 import time
@@ -27,6 +29,7 @@ __all__ = ["Row", "measure", "table"]
 COUNTS = {"rsa_2048": 200, "rsa_3072": 80, "rsa_4096": 40, "rsa_8192": 12}
 CURVE_ROUNDS, CURVE_KEYS = 30, 100
 CURVE_LIMIT = 1.1
+QUIET_SECONDS = 0.5
 # how many times as fast as the peer: with one thread, with two
 AIMS = {
     ("rsa_2048", "openssl genpkey"): (4.0, 8.0),
@@ -39,31 +42,50 @@ AIMS = {
     ("rsa_8192", "cryptography"): (None, 2.0),
 }
 
-Timed = Callable[[], float]
+Timed = Callable[[], tuple[float, float]]  # milliseconds, and those of processor time
 
 
 @dataclass(frozen=True)
 class Row:
-    """Milliseconds per key: mean and its standard error. gain: how many times as fast ours is (curves: as slow)."""
+    """Milliseconds per key, mean and its standard error, by the clock and of processor time. gain: how many times
+    as fast ours is (curves: as slow)."""
 
     kind: str
     threads: int
     ours: float
     ours_error: float
+    ours_cpu: float
     peer: str
     theirs: float
     theirs_error: float
+    theirs_cpu: float
     gain: float
     gain_error: float
+    gain_cpu: float
     limit: float | None
     met: bool | None
 
 
+def _cpu(process: int) -> float:
+    """Milliseconds of processor time that the living threads of a process have had (sched-stats in the kernel's
+    documentation)."""
+    return (
+        sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{process}/task").glob("*/schedstat"))
+        / 1e6
+    )
+
+
 def _timed(work: Callable[[], object]) -> Timed:
-    def run() -> float:
-        start = time.perf_counter()
+    """Of this process and the programs that it waits for."""
+
+    def spent() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return (time.process_time() + children.ru_utime + children.ru_stime) * 1000
+
+    def run() -> tuple[float, float]:
+        start, cpu = time.perf_counter(), spent()
         work()
-        return (time.perf_counter() - start) * 1000
+        return (time.perf_counter() - start) * 1000, spent() - cpu
 
     return run
 
@@ -77,10 +99,11 @@ def _server(stack: contextlib.ExitStack, command: list[str | Path], kind: str) -
     wants, answers = process.stdin, process.stdout
     stack.callback(wants.close)
 
-    def run() -> float:
+    def run() -> tuple[float, float]:
+        cpu = _cpu(process.pid)
         wants.write(kind + "\n")
         wants.flush()
-        return int(answers.readline()) / 1e6
+        return int(answers.readline()) / 1e6, _cpu(process.pid) - cpu
 
     return run
 
@@ -109,13 +132,31 @@ def _mean(values: list[float]) -> tuple[float, float]:
     return statistics.mean(values), error
 
 
-def _interleaved(works: dict[str, Timed], rounds: int) -> dict[str, tuple[float, float]]:
-    """Each in turn, so that whatever else the machine does meets all of them alike."""
-    times: dict[str, list[float]] = {name: [] for name in works}
+def _quiet(seconds: float) -> None:
+    """Waits until nobody else runs, but not for long: what others do costs two threads more than one."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        running = int(Path("/proc/loadavg").read_text().split()[3].partition("/")[0])
+        if running <= 1:  # this process
+            return
+        time.sleep(0.01)
+
+
+def _interleaved(works: dict[str, Timed], rounds: int) -> dict[str, tuple[float, float, float]]:
+    """Mean, its standard error and mean of processor time. Each in turn, in a new order each time, so that whatever
+    else the machine does meets all of them alike."""
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+    names = list(works)
     for _ in range(rounds):
-        for name, work in works.items():
-            times[name].append(work())
-    return {name: _mean(values) for name, values in times.items()}
+        random.shuffle(names)
+        for name in names:
+            _quiet(QUIET_SECONDS)
+            times[name].append(works[name]())
+    found = {}
+    for name, values in times.items():
+        mean, error = _mean([wall for wall, _ in values])
+        found[name] = (mean, error, statistics.mean(cpu for _, cpu in values))
+    return found
 
 
 def _rsa(kind: str, rounds: int) -> list[Row]:
@@ -129,15 +170,17 @@ def _rsa(kind: str, rounds: int) -> list[Row]:
     rows = []
     for name in peers:
         for threads in (1, 2):
-            mine, mine_error = seen[f"ours, {threads}"]
-            theirs, error = seen[name]
+            mine, mine_error, mine_cpu = seen[f"ours, {threads}"]
+            theirs, error, cpu = seen[name]
             gain = theirs / mine
             gain_error = gain * math.hypot(mine_error / mine, error / theirs)
             limit = AIMS.get((kind, name), (None, None))[threads - 1]
-            met = None if limit is None else gain >= limit
             rows.append(
-                Row(kind, threads, mine, mine_error, name, theirs, error, gain, gain_error, limit, met)
-            )
+                Row(
+                    kind, threads, mine, mine_error, mine_cpu, name, theirs, error, cpu, gain, gain_error,
+                    cpu / mine_cpu, limit, None if limit is None else gain >= limit,
+                )
+            )  # fmt: skip
     return rows
 
 
@@ -152,23 +195,16 @@ def _curve(kind: str, rounds: int) -> Row:
     with contextlib.ExitStack() as stack:
         run, other = _timed(ours), _server(stack, [peer("keygen-ec")], kind)
         for _ in range(rounds):
-            mine.append(run() / CURVE_KEYS)
-            theirs.append(other() / CURVE_KEYS)
-    a, b = statistics.median(mine), statistics.median(theirs)
-    spread = [_quartiles(mine), _quartiles(theirs)]
+            for work, times in ((run, mine), (other, theirs)):
+                _quiet(QUIET_SECONDS)
+                times.append(tuple(value / CURVE_KEYS for value in work()))
+    a, b = (statistics.median(wall for wall, _ in times) for times in (mine, theirs))
+    a_cpu, b_cpu = (statistics.median(cpu for _, cpu in times) for times in (mine, theirs))
+    spread = [_quartiles([wall for wall, _ in times]) for times in (mine, theirs)]
     return Row(
-        kind,
-        1,
-        a,
-        spread[0],
-        "libcrypto from C",
-        b,
-        spread[1],
-        a / b,
-        math.nan,
-        CURVE_LIMIT,
-        a / b <= CURVE_LIMIT,
-    )
+        kind, 1, a, spread[0], a_cpu, "libcrypto from C", b, spread[1], b_cpu, a / b, math.nan, a_cpu / b_cpu,
+        CURVE_LIMIT, a / b <= CURVE_LIMIT,
+    )  # fmt: skip
 
 
 def _quartiles(values: list[float]) -> float:
@@ -197,8 +233,8 @@ def table(rows: list[Row]) -> str:
         f"openssl: {subprocess.run(['openssl', 'version'], capture_output=True, text=True).stdout.strip()}; "
         f"cryptography: {backend.openssl_version_text()}; ours: libcrypto {crypto.libcrypto_version()}",
         "",
-        "| key | threads | ours, ms | peer | peer, ms | ratio | limit | |",
-        "|---|---|---|---|---|---|---|---|",
+        "| key | threads | ours, ms (CPU) | peer | peer, ms (CPU) | ratio | ratio of CPU | limit | |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         limit = "" if row.limit is None else f"{row.limit:g}"
@@ -206,8 +242,9 @@ def table(rows: list[Row]) -> str:
         error = "" if math.isnan(row.gain_error) else f" ± {row.gain_error:.2f}"
         digits = 1 if row.kind.startswith("rsa_") else 4
         lines.append(
-            f"| {row.kind} | {row.threads} | {row.ours:.{digits}f} ± {row.ours_error:.{digits}f} | {row.peer} "
-            f"| {row.theirs:.{digits}f} ± {row.theirs_error:.{digits}f} | {row.gain:.2f}{error} | {limit} | {verdict} |"
+            f"| {row.kind} | {row.threads} | {row.ours:.{digits}f} ± {row.ours_error:.{digits}f} "
+            f"({row.ours_cpu:.{digits}f}) | {row.peer} | {row.theirs:.{digits}f} ± {row.theirs_error:.{digits}f} "
+            f"({row.theirs_cpu:.{digits}f}) | {row.gain:.2f}{error} | {row.gain_cpu:.2f} | {limit} | {verdict} |"
         )
     return "\n".join(lines)
 
