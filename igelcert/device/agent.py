@@ -81,9 +81,9 @@ class Agent:
         if not os.path.exists(self._path("settings.json")):
             # nothing is known, which is not the same as nothing is wanted
             return exit_code(codes)
-        settings = load_settings(self._path("settings.json"))
         run = self.run()
-        codes.append(run.apply(settings))
+        codes.append(run.apply(load_settings(self._path("settings.json")), self.stored))
+        settings = self.stored() or Settings()
         reported = self._report_certs(run, settings)
         codes.append(EX_OK if reported else EX_TEMPFAIL)
         moments = [run.next_step(settings), self._identity_step()]
@@ -95,7 +95,8 @@ class Agent:
     def _talk(self) -> int:
         """Management certificate, facts, settings. What fails is logged; the stored settings stay."""
         try:
-            with self.identity.link() as link:
+            self.identity.check_registered()
+            with self.identity.alone(), self.identity.link() as link:
                 if self.identity.renew(link):
                     self.log.info("the management certificate was renewed")
                 self._report(link)
@@ -107,6 +108,11 @@ class Agent:
                 self.log.info("going on with the stored settings")
             return code_of(err)
         return EX_OK
+
+    def stored(self) -> Settings | None:
+        """The settings of now; None when there are none, which is not the same as nothing is wanted."""
+        path = self._path("settings.json")
+        return load_settings(path) if os.path.exists(path) else None
 
     def _identity_step(self) -> int | None:
         """When the management certificate is renewed; when that is due already and failed, in an hour."""
@@ -132,6 +138,8 @@ class Agent:
             raise RemoteProtocolError(
                 f"the settings from the proxy are not valid, the old ones stay: {err}", hint=err.hint
             ) from None
+        # the tag goes first: one of older settings beside the new ones would be taken for theirs after a power cut
+        files.remove_tree(self._path("settings.etag"))
         # 0600: the document holds key passwords
         files.replace(self._path("settings.json"), answer.body, 0o600)
         files.replace(self._path("settings.etag"), answer.header("ETag").encode(), 0o600)

@@ -31,15 +31,17 @@ def run(args: argparse.Namespace, log: Log) -> int:
         return _keygen(args, config, log)
     agent = Agent(config, log)
     if args.command == "apply":
-        return agent.run().apply(_settings(args, agent))
+        return agent.run().apply(_settings(args, agent), lambda: _settings(args, agent))
     if args.command == "renew":
-        return agent.run().renew(_settings(args, agent), args.names, args.force)
+        settings = _settings(args, agent)
+        return agent.run().renew(settings, args.names, args.force, lambda: _settings(args, agent))
     if args.command == "install-cas":
         return agent.run().install_cas()
     return _doctor(agent, args.json)
 
 
 def _settings(args: argparse.Namespace, agent: Agent) -> Settings:
+    """Those that were given, else the stored ones."""
     if not args.settings:
         return _stored(agent)
     if not os.path.exists(args.settings):

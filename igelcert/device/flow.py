@@ -40,6 +40,8 @@ class Way(Protocol):
     def close(self) -> None: ...
 
 
+# Settings as they are once nobody else is at work: a run may wait for one that applies newer ones. None: no others.
+Reread = Callable[[], Settings | None]
 # (certificate, live certificate to authenticate a renewal with or None) -> where its requests go
 Connect = Callable[[CertSettings, crypto.Certificate | None], Way]
 
@@ -101,40 +103,47 @@ class Run:
 
     # ---- the whole document ---------------------------------------------------------------------
 
-    def apply(self, settings: Settings) -> int:
+    def apply(self, settings: Settings, reread: Reread = lambda: None) -> int:
         """Brings the tree in line with the settings; returns the exit code."""
-        for warning in settings.warnings:
-            self.log.warning(warning)
         files.need_mount(self.config.tree_root, self.config.root)
         with self._lock():
+            settings = reread() or settings
+            for warning in settings.warnings:
+                self.log.warning(warning)
+            self.tree.tidy()
             codes = self._each(settings.certs, forced=False)
             wanted = {cert.friendly_name for cert in settings.certs}
-            for name in self.tree.names():
-                if name not in wanted:
-                    note_removal(self.tree, name, self.now())
-                    self.tree.remove(name)
-                    self.log.info(f"{name}: removed, the settings no longer have it")
+            codes += [self._remove(name) for name in self.tree.names() if name not in wanted]
             codes.append(self._install())
         codes.append(self._settle(settings))
         return exit_code(codes)
 
-    def renew(self, settings: Settings, names: Sequence[str], force: bool) -> int:
+    def renew(
+        self, settings: Settings, names: Sequence[str], force: bool, reread: Reread = lambda: None
+    ) -> int:
         """Renews what is due among `names` (all when empty), or all of them now."""
+        files.need_mount(self.config.tree_root, self.config.root)
+        with self._lock():
+            settings = reread() or settings
+            self.tree.tidy()
+            codes = self._renewed(settings, names, force)
+            codes.append(self._install())
+        codes.append(self._settle(settings))
+        return exit_code(codes)
+
+    def _renewed(self, settings: Settings, names: Sequence[str], force: bool) -> list[int]:
         unknown = set(names) - {cert.friendly_name for cert in settings.certs}
         for name in sorted(unknown):
             self.log.error(f"{name}: the settings have no such certificate")
         if not settings.certs:
             self.log.warning("there are no settings with certificates: run rmagent sync, or give --settings")
-        with self._lock():
-            chosen = [cert for cert in settings.certs if not names or cert.friendly_name in names]
-            codes = self._each(chosen, forced=force)
-            codes.append(self._install())
-        codes.append(self._settle(settings))
-        return exit_code([*codes, EX_FAILED if unknown else EX_OK])
+        chosen = [cert for cert in settings.certs if not names or cert.friendly_name in names]
+        return [*self._each(chosen, forced=force), EX_FAILED if unknown else EX_OK]
 
     def install_cas(self) -> int:
         """(Re)installs the CAs of every live certificate into the OpenSSL store."""
         with self._lock():
+            self.tree.tidy()
             return self._install()
 
     def next_step(self, settings: Settings) -> int | None:
@@ -152,6 +161,18 @@ class Run:
             self.log.hint("set the clock, then run again")
             return [EX_TEMPFAIL]
         return [self._one(cert, forced) for cert in certs]
+
+    def _remove(self, name: str) -> int:
+        """A certificate that the settings no longer have; what fails with it stops nothing else."""
+        try:
+            note_removal(self.tree, name, self.now())
+            self.tree.remove(name)
+        except Error as err:
+            self.log.error(f"{name}: {err}")
+            self.log.hint(err.hint)
+            return code_of(err)
+        self.log.info(f"{name}: removed, the settings no longer have it")
+        return EX_OK
 
     def _install(self) -> int:
         try:
@@ -192,6 +213,7 @@ class Run:
             ask = Ask(cert, spec, mark, live, self._healed(cert, live))
             reason = self._reason(ask, forced)
             if not reason:
+                self.tree.drop_pending(name)  # a request for what is no longer wanted
                 self._note(name, self._settled(ask))
                 self.tree.share(name)
                 return EX_OK
@@ -206,7 +228,8 @@ class Run:
         """Why a new certificate is asked for now, "" when none is."""
         if forced:
             return "forced"
-        under_way = self.tree.pending(ask.name) is not None
+        request = self.tree.pending(ask.name)
+        under_way = request is not None and request[0].get("spec") == ask.mark
         chance = self._place(ask.name) if self.paced else None
         found = due.reason(
             ask.cert, ask.live, ask.state, ask.mark, self.now(), under_way=under_way, chance=chance
@@ -215,6 +238,7 @@ class Run:
             found
             and ask.live.cert
             and not ask.live.problem
+            and not under_way
             and due.address_alone(ask.cert, self.facts, ask.state)
         ):
             found = self._address(ask)
@@ -262,7 +286,12 @@ class Run:
             raise RemoteProtocolError(f"the answer cannot be used: {err}", hint=err.hint) from None
         finally:
             server.close()
-        self._store(ask, key, csr, outcome, cas, reason)
+        try:
+            self._store(ask, key, csr, outcome, cas, reason)
+        except answers.NoChain:
+            # its CA may be gone since: asked again, this request would get this certificate again
+            self.tree.drop_pending(name)
+            raise
         return EX_OK
 
     def _waits(self, ask: Ask) -> int:

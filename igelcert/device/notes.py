@@ -88,6 +88,9 @@ def settled(
 ) -> State:
     """Nothing is wrong and nothing is due. The renewal instant follows the settings."""
     fresh = _without(state, _TROUBLE)
+    trouble = fresh.get("hooks")
+    if isinstance(trouble, dict) and trouble.get("event") == "failed":
+        del fresh["hooks"]  # that it fails need not be told any more
     fresh.update(renew_at=renew_at, not_before=dates[0], not_after=dates[1])
     fresh.setdefault("spec", spec)
     fresh.setdefault("ips", list(ips))

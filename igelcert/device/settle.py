@@ -56,8 +56,9 @@ def _keep_removals(tree: Tree, removals: Mapping[str, State]) -> None:
 
 
 def note_removal(tree: Tree, name: str, now: int) -> None:
-    """Called before a certificate that was announced is removed: its hooks will hear of it."""
-    if tree.state(name).get("announced"):
+    """Called before a certificate is removed: its hooks will hear of it, as they may have heard of the certificate,
+    whether that was noted or not."""
+    if tree.state(name).get("announced") or content_of(tree, name):
         _keep_removals(tree, {**_removals(tree), name: {"at": now}})
 
 
@@ -79,6 +80,7 @@ class Settler:
         paced: hooks that failed wait until their time comes.
         """
         names = [cert.friendly_name for cert in settings.certs]
+        self._forget_removals(names)
         turn = Lock(os.path.join(self._tree.store, ".lock"), 0.0)
         good = True
         try:
@@ -102,6 +104,15 @@ class Settler:
                 good &= self._tell(event, content, shown=shown)
             paced = True  # what failed just now is not due again
         return good
+
+    def _forget_removals(self, names: Iterable[str]) -> None:
+        """What is wanted again was not removed: its hooks hear of the new certificate."""
+        if set(_removals(self._tree)).intersection(names):
+            with self._lock():
+                left = {
+                    name: entry for name, entry in _removals(self._tree).items() if name not in set(names)
+                }
+                _keep_removals(self._tree, left)
 
     def next_removal(self) -> int | None:
         """When the hooks of a removal that failed are run again; None when there are none."""

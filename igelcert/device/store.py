@@ -93,8 +93,22 @@ class Tree:
 
     def prepare(self) -> None:
         """The tree's own directories, with their modes."""
-        files.make_dir(self.path, self.dir_mode, self.dir_owner)
-        files.make_dir(self.store, self.dir_mode, self.dir_owner)
+        files.make_lasting_dir(self.path, self.dir_mode, self.dir_owner)
+        files.make_lasting_dir(self.store, self.dir_mode, self.dir_owner)
+
+    def tidy(self) -> None:
+        """Removes what runs left that were cut. Under the lock."""
+        files.sweep(self.path, lambda name, _path: name.startswith("."))
+        files.sweep(self.store)
+        for name in self.names():
+            live = _number(self._live_generation(name))
+            home = os.path.join(self.store, name)
+            for entry in self._entries(home):
+                # what lies before the live generation stays until the next swap
+                if ".new" in entry or _number(entry) > live:
+                    files.remove_tree(os.path.join(home, entry))
+            if self.pending(name) is None:
+                self.drop_pending(name)
 
     def lock(self, seconds: float) -> Lock:
         """Keeps a second run out; waits so long for another to end."""
@@ -108,12 +122,11 @@ class Tree:
 
     def _home(self, name: str) -> str:
         home = os.path.join(self.store, name)
-        fresh = not os.path.isdir(home)
-        if fresh:
-            self.prepare()
-        files.make_dir(home, self.dir_mode, self.dir_owner)
-        if fresh:
-            files.fsync_dir(self.store)
+        if os.path.isdir(home):
+            files.settle(home, self.dir_mode, self.dir_owner)
+        else:
+            # not what is above it: who has the lock has prepared that, and a /wfs that went away is not made again
+            files.make_lasting_dir(home, self.dir_mode, self.dir_owner)
         return home
 
     def share(self, name: str) -> None:
@@ -168,7 +181,19 @@ class Tree:
         files.symlink(os.path.join(STORE, name, generation), link)
 
     def _generations(self, home: str) -> list[str]:
-        return sorted((entry for entry in os.listdir(home) if entry.startswith("gen-")), key=_number)
+        return sorted((entry for entry in self._entries(home) if entry.startswith("gen-")), key=_number)
+
+    def _entries(self, home: str) -> list[str]:
+        try:
+            return os.listdir(home)
+        except OSError as err:
+            raise files.failure(err, "read", home) from None
+
+    def _live_generation(self, name: str) -> str:
+        try:
+            return os.path.basename(os.readlink(os.path.join(self.path, name)))
+        except OSError:
+            return ""
 
     def _next(self, home: str) -> str:
         found = self._generations(home)
@@ -177,13 +202,10 @@ class Tree:
     def sweep(self, name: str) -> None:
         """Removes what cut-off runs left, and generations before the live one."""
         home = os.path.join(self.store, name)
-        try:
-            live = os.path.basename(os.readlink(os.path.join(self.path, name)))
-        except OSError:
-            live = ""
-        for entry in os.listdir(home):
+        live = self._live_generation(name)
+        for entry in self._entries(home):
             stale = entry.startswith("gen-") and entry != live
-            if stale or entry.startswith(".new") or ".new" in entry:
+            if stale or ".new" in entry:
                 files.remove_tree(os.path.join(home, entry))
 
     def remove(self, name: str) -> None:
@@ -233,11 +255,12 @@ class Busy(StorageError):
 
 
 class Lock:
-    """An flock that waits; a context manager."""
+    """An flock that waits; a context manager. program: who else would hold it."""
 
-    def __init__(self, path: str, seconds: float) -> None:
+    def __init__(self, path: str, seconds: float, program: str = "igel-certs") -> None:
         self._path = path
         self._seconds = seconds
+        self._program = program
         self._handle = -1
 
     def __enter__(self) -> Lock:
@@ -257,7 +280,7 @@ class Lock:
                 if time.monotonic() >= end:
                     os.close(self._handle)
                     raise Busy(
-                        "another igel-certs is at work on this tree",
+                        f"another {self._program} is at work on this tree",
                         hint="wait for it, or look what holds it up",
                     ) from None
                 time.sleep(0.1)
@@ -271,7 +294,7 @@ class Lock:
 
 def _number(generation: str) -> int:
     digits = generation[4:]
-    return int(digits) if digits.isdecimal() else 0
+    return int(digits) if generation.startswith("gen-") and digits.isdecimal() else 0
 
 
 def safe_name(common_name: str, limit: int = 100) -> str:

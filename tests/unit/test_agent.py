@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from igelcert import crypto
 from igelcert.codec.http import Request, Response
@@ -22,8 +23,10 @@ from igelcert.device import commands, facts, files, keys
 from igelcert.device.agent import Agent
 from igelcert.device.config import load
 from igelcert.device.log import Log
+from igelcert.device.store import Busy
 from igelcert.errors import Error, RemoteProtocolError, SettingsError
 from igelcert.settings import Settings
+from tests.support.badca import make_ca, sign
 
 
 class Wire:
@@ -112,6 +115,27 @@ def test_a_device_that_nobody_named_has_no_name(agent: Agent, tmp_path: Path, te
     assert facts.hostname(dataclasses.replace(agent.config, hostname="")) == name
 
 
+def test_settings_that_go_back_after_a_cut(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The tag of older settings must not stand beside newer ones: the proxy would say that nothing changed."""
+    old = Wire(Response(200, (("ETag", '"one"'),), b'{"certs": [{"friendly_name": "lan"}]}'))
+    new = Wire(Response(200, (("ETag", '"two"'),), b'{"certs": [{"friendly_name": "vpn"}]}'))
+    agent._fetch(old)  # type: ignore[arg-type]
+    replace = files.replace
+
+    def cut(path: str, *rest: object) -> None:
+        if path.endswith("settings.etag"):
+            raise KeyboardInterrupt
+        replace(path, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(files, "replace", cut)
+    with pytest.raises(KeyboardInterrupt):
+        agent._fetch(new)  # type: ignore[arg-type]
+    monkeypatch.setattr(files, "replace", replace)
+    agent._fetch(old)  # type: ignore[arg-type]
+    assert old.asked[-1].header("If-None-Match") == ""
+    assert b"lan" in (Path(agent.dir) / "settings.json").read_bytes()
+
+
 # ---- the management identity ----------------------------------------------------------------------
 
 
@@ -192,8 +216,8 @@ def test_power_fails_while_the_identity_is_renewed(agent: Agent, monkeypatch: py
                 whole = True
             except Cut:
                 whole = False
-        with contextlib.suppress(SettingsError):
-            agent.identity.link()  # no server is known; what a cut left is finished before that
+        (Path(agent.dir) / "server.json").write_text('{"server": "https://localhost:1"}')
+        agent.identity.link().close()  # what a cut left is finished before it is used
         key_now, cert_now = identity(agent)
         assert key_now == cert_now, f"cut at step {steps}"
         if whole:
@@ -208,7 +232,7 @@ def test_a_refusal_does_not_stop_what_is_due(agent: Agent, monkeypatch: pytest.M
     applied: list[Settings] = []
 
     class Applied:
-        def apply(self, settings: Settings) -> int:
+        def apply(self, settings: Settings, reread: object) -> int:
             applied.append(settings)
             return 0
 
@@ -218,6 +242,7 @@ def test_a_refusal_does_not_stop_what_is_due(agent: Agent, monkeypatch: pytest.M
     def refuse() -> None:
         raise RemoteProtocolError("the proxy refused the report (403): this device is not known")
 
+    monkeypatch.setattr(agent.identity, "check_registered", lambda: None)
     monkeypatch.setattr(agent.identity, "link", refuse)
     monkeypatch.setattr(agent, "run", Applied)
     assert agent.sync() == 1 and applied == [Settings()]
@@ -236,3 +261,62 @@ def test_doctor_does_not_call_an_expired_certificate_well(
         monkeypatch.setattr(keys, "live", lambda *_, cert=cert: keys.Live(cert, ""))
         with pytest.raises(Error, match=text) if text else contextlib.nullcontext():
             assert "1 certificate(s)" in commands._keys(agent)
+
+
+def renewal_pair(agent: Agent) -> tuple[ec.EllipticCurvePrivateKey, bytes]:
+    """A registered device; a key and a certificate (PEM) of its own for a renewal."""
+    authority, ca = make_ca("Management CA")
+    pem = Encoding.PEM
+    home = Path(agent.dir)
+    (home / "trust-store").mkdir()
+    (home / "trust-store/cacerts.pem").write_bytes(ca.public_bytes(pem))
+    (home / "server.json").write_text('{"server": "https://localhost:1"}')
+    keys = [ec.generate_private_key(ec.SECP256R1()) for _ in range(2)]
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "U1")])
+    certs = [sign(name, key.public_key(), ca.subject, authority).public_bytes(pem) for key in keys]
+    (home / "key.pem").write_bytes(keys[0].private_bytes(pem, PrivateFormat.PKCS8, NoEncryption()))
+    (home / "cert.pem").write_bytes(certs[0])
+    return keys[1], certs[1]
+
+
+def test_a_renewal_cut_between_its_renames_is_ended_by_whoever_needs_it(agent: Agent) -> None:
+    key, cert = renewal_pair(agent)
+    home = Path(agent.dir)
+    (home / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    (home / "cert.new").write_bytes(cert)
+    agent.identity.link().close()
+    assert (home / "cert.pem").read_bytes() == cert and not (home / "cert.new").exists()
+
+
+def test_a_pair_that_nothing_mends_is_said(agent: Agent) -> None:
+    key, _ = renewal_pair(agent)
+    pem = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (Path(agent.dir) / "key.pem").write_bytes(pem)
+    with pytest.raises(SettingsError, match="cannot be used"):
+        agent.identity.link()
+    with agent.identity.alone(), pytest.raises(SettingsError, match="cannot be used"):
+        agent.identity.link()
+
+
+def test_one_at_a_time_at_the_identity(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:
+    renewal_pair(agent)
+    monkeypatch.setattr("igelcert.device.identity.LOCK_SECONDS", 0.2)
+    second = Agent(agent.config, agent.log)
+    with (
+        agent.identity.alone(),
+        pytest.raises(Busy, match="another rmagent is at work"),
+        second.identity.alone(),
+    ):
+        pass
+    with second.identity.alone():
+        pass
+
+
+def test_what_a_cut_run_left_beside_the_identity_goes(agent: Agent) -> None:
+    renewal_pair(agent)
+    left = [Path(agent.dir) / name for name in ("key.pem.new999999", "settings.json.new999999")]
+    left.append(Path(agent.dir) / "trust-store/cacerts.pem.new999999")
+    for path in left:
+        path.write_text("secret")
+    with agent.identity.alone():
+        assert not any(path.exists() for path in left)
