@@ -66,7 +66,8 @@ class Identity:
             return self._config.server
 
     def check_registered(self) -> None:
-        if self.certificate() is None:
+        # one that lies ready comes into force as soon as somebody is alone here
+        if self.certificate() is None and not os.path.exists(self.path("cert.new")):
             raise SettingsError("rmagent", "this device is not registered", hint="run: rmagent register")
 
     def link(self) -> Link:
@@ -108,7 +109,7 @@ class Identity:
             try:
                 files.sweep(self.dir)
                 files.sweep(self.path("trust-store"))
-                self._mend()
+                self._finish_renewal()
                 yield
             finally:
                 self._alone = False
@@ -160,7 +161,8 @@ class Identity:
         return pkcs10.build(CsrSpec(key.type, Subject(cn=self._facts().unit_id)), key)
 
     def _keep(self, answer: dict[str, Any], trust: str | None) -> None:
-        """Writes certificate, key and trust. The key comes last but one: `_mend` repairs a pair that a cut left."""
+        """Writes certificate and trust, and at a renewal swaps key and certificate. A cut at any step leaves the
+        old pair, or what `_finish_renewal` completes."""
         blocks = decode_pem(str(answer.get("certificate", "")).encode())
         if not blocks:
             raise RemoteProtocolError("the answer to the registration holds no certificate")
@@ -175,22 +177,16 @@ class Identity:
         )
         bundle = "".join(dict.fromkeys(encode_pem(der) for der in [*anchors, *cas]))
         files.replace(self.path("trust-store", "cacerts.pem"), bundle.encode(), 0o644)
-        if trust is None:
-            # both are there before the first rename, so that a cut between the two is mended
-            files.replace(self.path("cert.new"), encode_pem(cert.der).encode(), 0o644)
-            files.rename(self.path("key.new"), self.path("key.pem"))
-            files.rename(self.path("cert.new"), self.path("cert.pem"))
-        else:
-            files.replace(self.path("cert.pem"), encode_pem(cert.der).encode(), 0o644)
+        if trust is not None:
+            files.remove_tree(self.path("key.new"))  # of a renewal that this registration overtook
+        files.replace(self.path("cert.new"), encode_pem(cert.der).encode(), 0o644)
+        self._finish_renewal()
 
-    def _mend(self) -> None:
-        """Ends a renewal that was cut between its two renames."""
-        try:
-            fresh = crypto.parse_certificate(decode_pem(files.read(self.path("cert.new")))[0])
-            fits = keys.read_key(self.path("key.pem"), None).spki() == fresh.spki
-        except (FileNotFoundError, IndexError, Error):
-            return
-        if fits:
+    def _finish_renewal(self) -> None:
+        """A renewed certificate that lies ready beside the old pair comes into force, after its key."""
+        if os.path.exists(self.path("cert.new")):
+            if os.path.exists(self.path("key.new")):
+                files.rename(self.path("key.new"), self.path("key.pem"))
             files.rename(self.path("cert.new"), self.path("cert.pem"))
 
 

@@ -7,6 +7,7 @@ import binascii
 import csv
 import hashlib
 import io
+import ipaddress
 import json
 import secrets
 from collections.abc import Mapping
@@ -20,6 +21,7 @@ from .. import crypto
 from ..codec import pkcs10
 from ..errors import Error, RemoteProtocolError, SettingsError
 from ..model import DeviceFacts, check_dns_name, check_ip, check_text, check_unit_id
+from . import changes
 from .context import Context
 from .database import now
 from .schema import assignments, devices, management_certificates, tokens
@@ -46,6 +48,7 @@ TOKEN_SECONDS = 7 * 86_400
 TOKEN_REPEAT = 600  # seconds in which a used token answers the same key again: the first answer was lost
 MAX_IPS = 64
 MAX_IMPORT = 100_000
+MAX_MOMENT = 253_402_300_799  # the end of the year 9999
 MANAGEMENT_KEYS = {
     "rsa_2048", "rsa_3072", "rsa_4096", "rsa_8192",
     "ec_prime256v1", "ec_secp384r1", "ec_secp521r1", "ecdsa_ed25519", "ed448",
@@ -170,6 +173,7 @@ def remove(context: Context, unit_id: str) -> None:
         )
         connection.execute(devices.delete().where(devices.c.unit_id == unit_id))
         context.db.record(connection, "ca-proxy", "device remove", unit_id)
+        changes.note(connection, [("device", unit_id)])
 
 
 def listing(context: Context) -> list[Device]:
@@ -240,19 +244,21 @@ def must_find(connection: sa.Connection, unit_id: str) -> Device:
     return found
 
 
+_BY_CERTIFICATE = (
+    sa.select(devices)
+    .join(management_certificates, management_certificates.c.unit_id == devices.c.unit_id)
+    .where(management_certificates.c.sha256 == sa.bindparam("digest"))
+)
+
+
 # ---- for devices --------------------------------------------------------------------------------
 
 
 def by_certificate(context: Context, certificate: bytes) -> Device | None:
     """The device of a management certificate, looked up anew each time: a removed device has none."""
-    digest = hashlib.sha256(certificate).hexdigest()
-    query = (
-        sa.select(devices)
-        .join(management_certificates, management_certificates.c.unit_id == devices.c.unit_id)
-        .where(management_certificates.c.sha256 == digest)
-    )
     with context.db.read() as connection:
-        row = connection.execute(query).one_or_none()
+        digest = hashlib.sha256(certificate).hexdigest()
+        row = connection.execute(_BY_CERTIFICATE, {"digest": digest}).one_or_none()
     return _device(row) if row else None
 
 
@@ -264,11 +270,11 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
     with context.db.begin() as connection:
         _spend(connection, token, unit_id, spki)
         # whoever holds an older identity of this device is no longer it
-        connection.execute(
+        ended = connection.execute(
             management_certificates.delete().where(
                 management_certificates.c.unit_id == unit_id, management_certificates.c.spki_sha256 != spki
             )
-        )
+        ).rowcount
         answer = _issue(context, connection, unit_id, csr.spki)
         moment = now()
         connection.execute(
@@ -282,6 +288,8 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
             _note_facts(connection, unit_id, body)
         except RemoteProtocolError as err:
             context.db.record(connection, unit_id, "register", str(err))
+        if ended:
+            changes.note(connection, [("device", unit_id)])
     return answer
 
 
@@ -312,14 +320,18 @@ def report(context: Context, device: Device, body: Mapping[str, Any]) -> None:
 def _report(certs: object) -> list[dict[str, Any]]:
     if not isinstance(certs, list) or len(certs) > 200 or not all(isinstance(entry, dict) for entry in certs):
         raise RemoteProtocolError("certs is not a list of at most 200 objects")
-    known = ("friendly_name", "state", "serial", "error")
+    known = ("friendly_name", "state", "serial", "error", "hooks")
     found = []
     for entry in certs:
         row: dict[str, Any] = {key: str(entry.get(key) or "")[:500] for key in known}
-        end = entry.get("not_after")
-        row["not_after"] = end if isinstance(end, int) else None
+        row.update({key: _moment(entry.get(key)) for key in ("not_after", "renew_at")})
         found.append(row)
     return found
+
+
+def _moment(value: object) -> int | None:
+    """A time that can be shown, or none."""
+    return value if type(value) is int and 0 <= value <= MAX_MOMENT else None
 
 
 def _note_facts(connection: sa.Connection, unit_id: str, body: Mapping[str, Any]) -> None:
@@ -345,25 +357,42 @@ def _note_facts(connection: sa.Connection, unit_id: str, body: Mapping[str, Any]
         if not isinstance(ips, list) or len(ips) > MAX_IPS:
             raise RemoteProtocolError(f"ips is not a list of at most {MAX_IPS} addresses")
         try:
-            values["ips"] = json.dumps([check_ip("ips", str(ip)) for ip in ips])
+            values["ips"] = json.dumps([_check_address(str(ip)) for ip in ips])
         except SettingsError as err:
             raise RemoteProtocolError(str(err)) from None
     if values:
         connection.execute(devices.update().where(devices.c.unit_id == unit_id).values(values))
 
 
+def _check_address(text: str) -> str:
+    found = ipaddress.ip_address(check_ip("ips", text))
+    if found.is_loopback or found.is_unspecified or found.is_multicast:
+        raise SettingsError("ips", f"{text!r} is no address of one device")
+    return str(found)
+
+
 def _check_hostname(path: str, value: object) -> None:
+    """The host name of one device. A wildcard would speak for others, and so would a second spelling of a name that
+    is taken (a dot at its end, characters that IDNA maps to ASCII), as certificates hold the canonical one."""
     if not isinstance(value, str):
         raise SettingsError(path, "is not text")
-    check_dns_name(path, value)
-    if value != value.strip() or len(value) > 64:  # it becomes a common name
-        raise SettingsError(path, "is not a host name of at most 64 characters")
+    name = check_dns_name(path, value)
+    if (
+        not value.isascii() or name != value.lower() or "*" in name or len(value) > 64
+    ):  # it becomes a common name
+        raise SettingsError(
+            path,
+            f"{value[:80]!r} is not a device's host name: ASCII, at most 64 characters, no dot at its end",
+        )
+    last = name.rpartition(".")[2]
+    if last.isdecimal() or last in {"localhost", "localdomain"}:
+        raise SettingsError(path, f"{value!r} is an address or a name that every machine has for itself")
 
 
 def _owner_of(connection: sa.Connection, hostname: str, unit_id: str) -> str | None:
-    query = sa.select(devices.c.unit_id).where(
-        sa.func.lower(devices.c.hostname) == hostname.lower(), devices.c.unit_id != unit_id
-    )
+    """The other device that has the name, or goes by it as its unit ID."""
+    taken = (sa.func.lower(column) == hostname.lower() for column in (devices.c.hostname, devices.c.unit_id))
+    query = sa.select(devices.c.unit_id).where(sa.or_(*taken), devices.c.unit_id != unit_id)
     return connection.execute(query.limit(1)).scalar()
 
 

@@ -14,6 +14,7 @@ from ..codec.est import OPERATIONS
 from ..errors import SettingsError
 from ..model import check_text
 from ..settings import MAX_CERTS, CertSettings, load_json, parse_document
+from . import changes
 from .context import Context
 from .database import now
 from .devices import Device, check_directory
@@ -26,6 +27,7 @@ __all__ = [
     "assign",
     "effective",
     "listing",
+    "merge",
     "remove",
     "store",
     "tag",
@@ -47,12 +49,14 @@ class Profile:
 @dataclass(frozen=True, slots=True)
 class Effective:
     """What one device gets. document: as pushed; it holds secrets. certs: the same, parsed. passthrough: friendly
-    names whose profile lets the device's own SCEP client through to the CA."""
+    names whose profile lets the device's own SCEP client through to the CA. incomplete: something in it is still to
+    come, though nobody will change the settings."""
 
     document: dict[str, Any]
     certs: tuple[CertSettings, ...]
     etag: str
     passthrough: frozenset[str] = frozenset()
+    incomplete: bool = False
 
 
 def check_name(name: str) -> str:
@@ -80,6 +84,7 @@ def store(context: Context, name: str, text: bytes) -> tuple[str, ...]:
         if not changed:
             connection.execute(profiles.insert().values(name=name, sealed=sealed, updated=now()))
         context.db.record(connection, "ca-proxy", "profile set", name)
+        changes.note(connection, _targets(connection, name))
     return settings.warnings
 
 
@@ -99,9 +104,11 @@ def allow_passthrough(context: Context, name: str, allowed: bool) -> None:
 def remove(context: Context, name: str) -> None:
     """Removes a profile and its assignments. Devices then remove its certificates."""
     with context.db.begin() as connection:
+        targets = _targets(connection, name)
         if not connection.execute(profiles.delete().where(profiles.c.name == name)).rowcount:
             raise _unknown(name)
         context.db.record(connection, "ca-proxy", "profile remove", name)
+        changes.note(connection, targets)
 
 
 def assign(context: Context, name: str, *, device: str = "", directory: str = "") -> None:
@@ -119,6 +126,7 @@ def assign(context: Context, name: str, *, device: str = "", directory: str = ""
         connection.execute(assignments.delete().where(*(assignments.c[key] == row[key] for key in row)))
         connection.execute(assignments.insert().values(row))
         context.db.record(connection, "ca-proxy", "profile assign", f"{name} to {kind} {target}")
+        changes.note(connection, [(kind, target)])
 
 
 def unassign(context: Context, name: str, *, device: str = "", directory: str = "") -> None:
@@ -133,6 +141,13 @@ def unassign(context: Context, name: str, *, device: str = "", directory: str = 
                 "profile", f"{name!r} is not assigned to {kind} {target}", hint="ca-proxy profile list"
             )
         context.db.record(connection, "ca-proxy", "profile unassign", f"{name} from {kind} {target}")
+        changes.note(connection, [(kind, target)])
+
+
+def _targets(connection: sa.Connection, name: str) -> list[tuple[str, str]]:
+    """(kind, target) of whom the profile is assigned to."""
+    query = sa.select(assignments.c.kind, assignments.c.target).where(assignments.c.profile == name)
+    return [(row.kind, row.target) for row in connection.execute(query)]
 
 
 def listing(context: Context) -> list[Profile]:
@@ -159,7 +174,13 @@ def effective(context: Context, device: Device) -> Effective:
 
     Of equal friendly names the first one stands.
     """
-    found = [(_open(context, row.name, row.sealed), row.passthrough) for row in _assigned(context, device)]
+    rows = _assigned(context, device)
+    return context.merged(tuple((row.name, row.sealed, row.passthrough) for row in rows))
+
+
+def merge(context: Context, rows: tuple[tuple[str, bytes, bool], ...]) -> Effective:
+    """The profiles (name, sealed document, passthrough), the nearest first, as one. Context.merged keeps some."""
+    found = [(_open(context, name, sealed), passthrough) for name, sealed, passthrough in rows]
     documents = [document for document, _ in found]
     certs: dict[str, tuple[Any, CertSettings]] = {}
     passed = set()
@@ -189,28 +210,33 @@ def tag(context: Context, document: dict[str, Any]) -> str:
     return f'"{mark.hexdigest()[:32]}"'
 
 
+_ASSIGNED = (
+    sa.select(
+        assignments.c.kind,
+        assignments.c.target,
+        profiles.c.name,
+        profiles.c.sealed,
+        profiles.c.passthrough,
+    )
+    .join(profiles, profiles.c.name == assignments.c.profile)
+    .where(
+        sa.or_(
+            sa.and_(assignments.c.kind == "device", assignments.c.target == sa.bindparam("unit_id")),
+            sa.and_(
+                assignments.c.kind == "directory",
+                assignments.c.target.in_(sa.bindparam("above", expanding=True)),
+            ),
+        )
+    )
+)
+
+
 def _assigned(context: Context, device: Device) -> list[Any]:
     """Rows (name, sealed, passthrough) of the device's profiles, the nearest first."""
     parts = [part for part in device.directory.split("/") if part]
     above = ["/" + "/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
-    query = (
-        sa.select(
-            assignments.c.kind,
-            assignments.c.target,
-            profiles.c.name,
-            profiles.c.sealed,
-            profiles.c.passthrough,
-        )
-        .join(profiles, profiles.c.name == assignments.c.profile)
-        .where(
-            sa.or_(
-                sa.and_(assignments.c.kind == "device", assignments.c.target == device.unit_id),
-                sa.and_(assignments.c.kind == "directory", assignments.c.target.in_(above)),
-            )
-        )
-    )
     with context.db.read() as connection:
-        rows = connection.execute(query).all()
+        rows = connection.execute(_ASSIGNED, {"unit_id": device.unit_id, "above": above}).all()
     rank = {target: index for index, target in enumerate(above)}
     ordered = sorted(rows, key=lambda row: (-1 if row.kind == "device" else rank[row.target], row.name))
     found: dict[str, Any] = {}

@@ -25,6 +25,7 @@ __all__ = [
     "audit",
     "ca_certificates",
     "ca_config",
+    "changes",
     "devices",
     "enrollments",
     "management_certificates",
@@ -37,7 +38,7 @@ __all__ = [
     "tokens",
 ]
 
-HEAD = "0002"  # the newest migration
+HEAD = "0003"  # the newest migration
 
 metadata = MetaData()
 # INTEGER PRIMARY KEY counts by itself in SQLite, BIGSERIAL in PostgreSQL
@@ -109,6 +110,17 @@ assignments = Table(
     CheckConstraint("kind IN ('device', 'directory')", name="assignment_kind"),
 )
 Index("assignments_target", assignments.c.kind, assignments.c.target)
+
+# whose settings were changed, newest last; the ids are counted in meta, see changes.note
+changes = Table(
+    "changes",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("target", String(512), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('device', 'directory')", name="change_kind"),
+)
 
 ca_config = Table(
     "ca_config",

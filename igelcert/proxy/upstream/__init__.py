@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+import sqlalchemy as sa
+
+from ... import crypto
 from ...codec.pkcs10 import CertificationRequest
 from ...errors import TransportError
 from ...model import Outcome
+from ..schema import enrollments
 from .config import CaConfig, EstSettings, current_version, load
 from .est import EstUpstream
 from .scep import ScepUpstream
@@ -70,8 +74,13 @@ class Upstreams:
                 if isinstance(config.settings, EstSettings):
                     self._current = EstUpstream(config, timeout)
                 else:
-                    self._current = ScepUpstream(config, timeout, self._keys)
+                    self._current = ScepUpstream(config, timeout, self._keys, self._given_out)
             return self._current
+
+    def _given_out(self, cert: crypto.Certificate) -> bool:
+        query = sa.select(enrollments.c.id).where(enrollments.c.certificate_sha256 == cert.sha256.hex())
+        with self._context.db.read() as connection:
+            return connection.execute(query.limit(1)).scalar() is not None
 
     @contextmanager
     def slot(self) -> Iterator[None]:
