@@ -217,13 +217,13 @@ class World:
         path = self.root / "wfs/igel-certs" / name / "cert.pem"
         return x509.load_pem_x509_certificate(path.read_bytes()) if path.exists() else None
 
-    def hook(self, _config: Config, event: hooks.Event, _log: Log) -> str:
+    def hook(self, _config: Config, event: hooks.Event, _log: Log, _done: object) -> hooks.Heard:
         if not self.hook_works:
-            return "10-test failed with exit status 1"
+            return hooks.Heard((), "10-test failed with exit status 1")
         path = Path(event.directory, "cert.pem")
         digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
         self.heard.append((event.kind, event.friendly_name, digest))
-        return ""
+        return hooks.Heard(("10-test",), "")
 
     def run(self, *, cut: int | None = None, force: bool = False, paced: bool = False) -> int | None:
         """The exit code, None when it was cut. Readers look at the end."""
@@ -293,7 +293,7 @@ class World:
     def _nothing_is_left(self, names: set[str]) -> None:
         place = self.root / "wfs/igel-certs"
         assert set(os.listdir(place)) == {*names, ".lock", ".store"}
-        assert set(os.listdir(place / ".store")) - {".lock", "castore.json"} == names
+        assert set(os.listdir(place / ".store")) - {".lock", ".castore.json"} == names
         for name in names:
             left = sorted(set(os.listdir(place / ".store" / name)) - {"state.json"})
             assert (
