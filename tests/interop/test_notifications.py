@@ -24,6 +24,11 @@ pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("display")]
 if os.geteuid() != 0:
     pytest.skip("acts as several users", allow_module_level=True)
 
+# without service files: a question before dunst is there must not start another one
+BUS = """\
+<busconfig><type>session</type><listen>unix:path={}</listen><auth>EXTERNAL</auth>
+<policy context="default"><allow send_destination="*"/><allow receive_sender="*"/><allow own="*"/></policy></busconfig>
+"""
 # its history has no urgency, but what it would display does
 URGENCIES = "".join(f'[urgency_{level}]\n  format = "{level}|"\n' for level in ("low", "normal", "critical"))
 DUNSTRC = f"[global]\n  history_length = 50\n  markup = full\n  notification_limit = 5\n{URGENCIES}"
@@ -57,7 +62,8 @@ class Screen:
         return made
 
     def start(self) -> None:
-        self.run(peer("dbus-daemon"), "--session", "--nofork", f"--address=unix:path={self.home}/bus")
+        (self.home / "bus.conf").write_text(BUS.format(self.home / "bus"))
+        self.run(peer("dbus-daemon"), "--nofork", f"--config-file={self.home}/bus.conf")
         wait((self.home / "bus").exists)
         (self.home / "dunstrc").write_text(DUNSTRC)
         self.run(peer("dunst"), "-conf", self.home / "dunstrc")
