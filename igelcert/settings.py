@@ -78,7 +78,10 @@ class ScepSettings:
 
 @dataclass(frozen=True, slots=True)
 class EnrollmentSettings:
-    """How and when. `renewal_period` is the percentage of the validity that remains when renewal is due."""
+    """How and when. `renewal_period` is the percentage of the validity that remains when renewal is due.
+
+    `renew_serial`: a certificate of this serial number is renewed now, whatever its dates say.
+    """
 
     proto: str = "igelums"
     auto_renewal: bool = True
@@ -86,6 +89,7 @@ class EnrollmentSettings:
     renewal_period: int = 20
     renewal_period_days: int = 30
     crypt_challenge_password: str = field(default="", repr=False)
+    renew_serial: str = ""
     est: EstSettings | None = None
     scep: ScepSettings | None = None
 
@@ -328,6 +332,14 @@ def _fingerprint(path: str, value: object) -> str:
     return digits
 
 
+def _serial(path: str, value: object) -> str:
+    """A serial number as `openssl x509 -serial` has it: upper case hexadecimal."""
+    digits = str(_text(64)(path, value)).upper()
+    if digits.strip("-0123456789ABCDEF"):
+        raise SettingsError(path, "is not a serial number in hexadecimal")
+    return digits
+
+
 _SUBJECT: Table = {
     "auto_cn": ("hostname", _choice(("hostname", "unitid", "off"))),
     "cn": ("", _text(64)),
@@ -371,6 +383,7 @@ _ENROLLMENT: Table = {
     "renewal_period": (20, _number(1, 99)),
     "renewal_period_days": (30, _number(1, 36500)),
     "crypt_challenge_password": ("", _secret(255)),
+    "renew_serial": ("", _serial),
     "est": (None, _nested(_EST, EstSettings)),
     "scep": (None, _nested(_SCEP, ScepSettings)),
 }

@@ -184,6 +184,8 @@ class Run:
             return "the settings changed"
         if state.get("pending") and state.get("retry_spec") == mark and self.tree.pending(cert.friendly_name):
             return "a request is under way"
+        if live.cert.serial_hex == cert.enrollment.renew_serial:
+            return "the proxy asks for it"
         moment = schedule.renew_at(live.cert.not_before, live.cert.not_after, cert.enrollment)
         if moment is not None and self.now() >= moment:
             return "expired" if self.now() >= live.cert.not_after else "due for renewal"

@@ -21,7 +21,10 @@ COMMANDS = {
     "ca-proxy": [
         "", "init", "serve", "migrate", "ca", "ca set-est", "ca show", "ca test", "ca clear", "device add",
         "device token", "device list", "device remove", "device import", "profile set", "profile list",
-        "profile remove", "profile assign", "profile unassign", "enrollments",
+        "profile remove", "profile assign", "profile unassign", "profile show", "profile preview", "enrollments",
+        "device move", "device renew", "directory list", "directory add", "directory move", "directory remove",
+        "user list", "user add", "user password", "user role", "user remove", "token list", "token add",
+        "token remove", "audit",
     ],
 }  # fmt: skip
 
