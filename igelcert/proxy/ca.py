@@ -221,10 +221,7 @@ def of_json(context: Context, body: dict[str, Any]) -> CaConfig:
         )
         keystore = None
         if body.get("keystore") is not None:
-            try:
-                keystore = base64.b64decode(body["keystore"], validate=True)
-            except (binascii.Error, ValueError):
-                raise SettingsError("--keystore", "is not base64") from None
+            keystore = keystore_octets(body["keystore"])
         return assemble(context, settings, keystore, body.get("keystore_password"))
     settings = ScepSettings(
         body.get("name", ""),
@@ -239,6 +236,13 @@ def of_json(context: Context, body: dict[str, Any]) -> CaConfig:
         body.get("ndes_user") or "",
     )
     return assemble(context, settings, None, body.get("ndes_password"))
+
+
+def keystore_octets(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise SettingsError("--keystore", "is not base64") from None
 
 
 def _certificate_of(context: Context, body: dict[str, Any]) -> str:

@@ -130,7 +130,7 @@ def renew_now(context: Context, unit_id: str, friendly_name: str = "") -> list[s
         rows = connection.execute(sa.select(certificates).where(mine)).all()
         if not rows:
             what = f"certificate {friendly_name[:80]!r}" if friendly_name else "certificate"
-            raise SettingsError("--name", f"the device has no {what} yet")
+            raise SettingsError("friendly_name", f"the device has no {what} yet")
         for row in rows:
             same = sa.and_(renewals.c.unit_id == unit_id, renewals.c.friendly_name == row.friendly_name)
             connection.execute(renewals.delete().where(same))
