@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from flask import Blueprint, Response
+from flask import Blueprint, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 
 from ..errors import Error, RemoteProtocolError
@@ -13,6 +13,7 @@ from .database import now
 from .figures import REGISTRY
 from .schema import devices, enrollments
 from .upstream.config import current_version
+from .waiting import KEY, Room, Visit
 
 __all__ = ["figures", "make"]
 
@@ -37,23 +38,25 @@ def make(context: Context) -> Blueprint:
 
     @routes.get("/metrics")
     def metrics() -> Response:
-        return Response(figures(context), content_type=CONTENT_TYPE_LATEST)
+        visit: Visit | None = request.environ.get(KEY)
+        text = figures(context, visit.room if visit else None)
+        return Response(text, content_type=CONTENT_TYPE_LATEST)
 
     return routes
 
 
-def figures(context: Context) -> bytes:
+def figures(context: Context, room: Room | None = None) -> bytes:
     """In the text format of Prometheus: what the database knows, and what this process has counted."""
-    return generate_latest(_figures(context)) + generate_latest(REGISTRY)
+    return generate_latest(_figures(context, room)) + generate_latest(REGISTRY)
 
 
-def _figures(context: Context) -> CollectorRegistry:
-    """What the database knows, read anew: it is the same for every proxy on it."""
+def _figures(context: Context, room: Room | None) -> CollectorRegistry:
+    """What the database knows, read anew: it is the same for every proxy on it. room: where devices wait here."""
     registry = CollectorRegistry()
     known = Gauge("igelcert_devices", "Devices by state", ["state"], registry=registry)
     asked = Gauge("igelcert_enrollments", "Enrollments on record by state", ["state"], registry=registry)
-    waiting = Gauge(
-        "igelcert_devices_waiting", "Devices whose request the CA has not decided", registry=registry
+    pending = Gauge(
+        "igelcert_devices_pending", "Devices whose request the CA has not decided", registry=registry
     )
     ages = Gauge(
         "igelcert_certificates",
@@ -61,6 +64,11 @@ def _figures(context: Context) -> CollectorRegistry:
         ["days"],
         registry=registry,
     )
+    if room is not None:
+        waiting = Gauge("igelcert_waiting_devices", "Devices that wait for a change", registry=registry)
+        waiting.set(room.taken)
+        places = Gauge("igelcert_waiting_devices_max", "Devices that may wait at once", registry=registry)
+        places.set(room.places)
     with context.db.read() as connection:
         for gauge, table in ((known, devices), (asked, enrollments)):
             rows = connection.execute(sa.select(table.c.state, sa.func.count()).group_by(table.c.state))
@@ -69,7 +77,7 @@ def _figures(context: Context) -> CollectorRegistry:
         undecided = sa.select(sa.func.count(enrollments.c.unit_id.distinct())).where(
             enrollments.c.state == "pending"
         )
-        waiting.set(connection.execute(undecided).scalar_one())
+        pending.set(connection.execute(undecided).scalar_one())
         for days, count in certificates.by_age(connection, now()).items():
             ages.labels(days).set(count)
     _ca_figures(context, registry)

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 
 from .. import crypto
 from ..errors import SettingsError
+from . import changes
 from .audit import actor
 from .context import Context
 from .database import Database, now
@@ -141,6 +142,7 @@ def renew_now(context: Context, unit_id: str, friendly_name: str = "") -> list[s
             )
         names = sorted(row.friendly_name for row in rows)
         Database.record(connection, actor(), "device renew", f"{unit_id}: {', '.join(names)}")
+        changes.note(connection, [("device", unit_id)])
     return names
 
 

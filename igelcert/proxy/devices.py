@@ -18,7 +18,7 @@ from .. import crypto
 from ..codec import pkcs10
 from ..errors import Error, RemoteProtocolError, SettingsError
 from ..model import DeviceFacts, check_dns_name, check_ip, check_text, check_unit_id
-from . import certificates
+from . import certificates, changes
 from .audit import actor
 from .context import Context
 from .database import now
@@ -198,6 +198,7 @@ def remove(context: Context, *unit_ids: str) -> None:
             )
             connection.execute(devices.delete().where(devices.c.unit_id == unit_id))
             context.db.record(connection, actor(), "device remove", unit_id)
+        changes.note(connection, [("device", unit_id) for unit_id in unit_ids])
 
 
 def listing(context: Context) -> list[Device]:
@@ -236,19 +237,21 @@ def must_find(connection: sa.Connection, unit_id: str) -> Device:
     return found
 
 
+_BY_CERTIFICATE = (
+    sa.select(devices)
+    .join(management_certificates, management_certificates.c.unit_id == devices.c.unit_id)
+    .where(management_certificates.c.sha256 == sa.bindparam("digest"))
+)
+
+
 # ---- for devices --------------------------------------------------------------------------------
 
 
 def by_certificate(context: Context, certificate: bytes) -> Device | None:
     """The device of a management certificate, looked up anew each time: a removed device has none."""
-    digest = hashlib.sha256(certificate).hexdigest()
-    query = (
-        sa.select(devices)
-        .join(management_certificates, management_certificates.c.unit_id == devices.c.unit_id)
-        .where(management_certificates.c.sha256 == digest)
-    )
     with context.db.read() as connection:
-        row = connection.execute(query).one_or_none()
+        digest = hashlib.sha256(certificate).hexdigest()
+        row = connection.execute(_BY_CERTIFICATE, {"digest": digest}).one_or_none()
     return of_row(row) if row else None
 
 
@@ -260,11 +263,11 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
     with context.db.begin() as connection:
         _spend(connection, token, unit_id, spki)
         # whoever holds an older identity of this device is no longer it
-        connection.execute(
+        ended = connection.execute(
             management_certificates.delete().where(
                 management_certificates.c.unit_id == unit_id, management_certificates.c.spki_sha256 != spki
             )
-        )
+        ).rowcount
         answer = _issue(context, connection, unit_id, csr.spki)
         moment = now()
         connection.execute(
@@ -278,6 +281,8 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
             _note_facts(connection, unit_id, body)
         except RemoteProtocolError as err:
             context.db.record(connection, unit_id, "register", str(err))
+        if ended:
+            changes.note(connection, [("device", unit_id)])
     return answer
 
 

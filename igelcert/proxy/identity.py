@@ -10,6 +10,7 @@ import base64
 import binascii
 import ipaddress
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from .. import crypto
@@ -20,6 +21,8 @@ from .database import now
 from .devices import Device
 
 __all__ = ["Client", "client_of", "is_frontend"]
+
+DATES_KEPT = 16_384  # certificates, of less than a kilobyte each
 
 
 class Client:
@@ -102,9 +105,15 @@ def _from_socket(connection: Any) -> bytes | None:
 
 def _check_dates(certificate: bytes) -> None:
     try:
-        cert = crypto.parse_certificate(certificate)
+        start, end = _dates(certificate)
     except CryptoError:
         raise RemoteProtocolError("the client certificate cannot be read", status_hint=401) from None
-    moment = now()
-    if not cert.not_before <= moment <= cert.not_after:
+    if not start <= now() <= end:
         raise RemoteProtocolError("the client certificate is not valid at this time", status_hint=401)
+
+
+@lru_cache(DATES_KEPT)
+def _dates(certificate: bytes) -> tuple[int, int]:
+    """notBefore and notAfter. Reading a certificate takes as long as a look into the database."""
+    cert = crypto.parse_certificate(certificate)
+    return cert.not_before, cert.not_after

@@ -33,6 +33,7 @@ _HEAD = """\
 # upstream_parallel  requests to the CA at once (8)
 # upstream_timeout   seconds for an answer of the CA (30)
 # upstream_wait      seconds that a request waits for its turn before the device is told to come back (20)
+# waiting            devices that wait for a change of their settings, each with a connection (10000)
 """
 
 

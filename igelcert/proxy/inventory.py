@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from .. import crypto
 from ..errors import ConflictError, SettingsError
-from . import certificates, devices, paging, profiles
+from . import certificates, changes, devices, paging, profiles
 from .audit import actor
 from .certificates import Certificate
 from .context import Context
@@ -40,6 +40,7 @@ __all__ = [
 DAY = 86_400
 SOON = 30 * DAY
 SILENT = 7 * DAY
+MANY = 500  # devices, above which everybody is told to look
 STATES = {
     "added": "not registered yet",
     "registered": "registered",
@@ -187,6 +188,7 @@ def move_directory(context: Context, path: str, to: str) -> int:
         if not moved + others:
             raise SettingsError("--directory", f"there is no directory {path!r}")
         context.db.record(connection, actor(), "directory move", f"{path} to {to}, {moved} devices")
+        changes.note(connection, [("directory", path), ("directory", to)])
     return moved
 
 
@@ -273,6 +275,8 @@ def move(context: Context, unit_ids: Sequence[str], directory: str) -> int:
         )
         shown = ", ".join(unit_ids[:20]) + (f" and {len(unit_ids) - 20} more" if len(unit_ids) > 20 else "")
         context.db.record(connection, actor(), "device move", f"{shown} to {path}")
+        whom = [("device", unit_id) for unit_id in unit_ids]
+        changes.note(connection, whom if len(whom) <= MANY else [("directory", "/")])
     return len(unit_ids)
 
 
@@ -306,6 +310,7 @@ def change(
             connection.execute(device_table.update().where(device_table.c.unit_id == unit_id).values(values))
             said = ", ".join(f"{key} {value}" for key, value in values.items())
             context.db.record(connection, actor(), "device change", f"{unit_id}: {said}")
+            changes.note(connection, [("device", unit_id)])
         return devices.must_find(connection, unit_id)
 
 

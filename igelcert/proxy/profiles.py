@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import hmac
 import json
@@ -14,7 +15,7 @@ from ..codec.est import OPERATIONS
 from ..errors import ConflictError, SettingsError
 from ..model import check_text
 from ..settings import MAX_CERTS, CertSettings, load_json, parse_document
-from . import certificates
+from . import certificates, changes
 from .audit import actor
 from .context import Context
 from .database import now
@@ -33,6 +34,7 @@ __all__ = [
     "effective",
     "get",
     "listing",
+    "merge",
     "must_find",
     "preview",
     "remove",
@@ -69,12 +71,14 @@ class Profile:
 @dataclass(frozen=True, slots=True)
 class Effective:
     """What one device gets. document: as pushed; it holds secrets. certs: the same, parsed. passthrough: friendly
-    names whose profile lets the device's own SCEP client through to the CA."""
+    names whose profile lets the device's own SCEP client through to the CA. incomplete: something in it is still to
+    come, though nobody will change the settings."""
 
     document: dict[str, Any]
     certs: tuple[CertSettings, ...]
     etag: str
     passthrough: frozenset[str] = frozenset()
+    incomplete: bool = False
 
 
 def check_name(name: str) -> str:
@@ -127,6 +131,7 @@ def store(
         else:
             connection.execute(profiles.insert().values(name=name, **values))
         context.db.record(connection, actor(), "profile set", name)
+        changes.note(connection, _targets(connection, name))
     return settings.warnings
 
 
@@ -306,9 +311,11 @@ def allow_passthrough(context: Context, name: str, allowed: bool) -> None:
 def remove(context: Context, name: str) -> None:
     """Removes a profile and its assignments. Devices then remove its certificates."""
     with context.db.begin() as connection:
+        targets = _targets(connection, name)
         if not connection.execute(profiles.delete().where(profiles.c.name == name)).rowcount:
             raise _unknown(name)
         context.db.record(connection, actor(), "profile remove", name)
+        changes.note(connection, targets)
 
 
 def assign(context: Context, name: str, *, device: str = "", directory: str = "") -> None:
@@ -326,6 +333,7 @@ def assign(context: Context, name: str, *, device: str = "", directory: str = ""
         connection.execute(assignments.delete().where(*(assignments.c[key] == row[key] for key in row)))
         connection.execute(assignments.insert().values(row))
         context.db.record(connection, actor(), "profile assign", f"{name} to {kind} {target}")
+        changes.note(connection, [(kind, target)])
 
 
 def unassign(context: Context, name: str, *, device: str = "", directory: str = "") -> None:
@@ -340,6 +348,13 @@ def unassign(context: Context, name: str, *, device: str = "", directory: str = 
                 "profile", f"{name!r} is not assigned to {kind} {target}", hint="ca-proxy profile list"
             )
         context.db.record(connection, actor(), "profile unassign", f"{name} from {kind} {target}")
+        changes.note(connection, [(kind, target)])
+
+
+def _targets(connection: sa.Connection, name: str) -> list[tuple[str, str]]:
+    """(kind, target) of whom the profile is assigned to."""
+    query = sa.select(assignments.c.kind, assignments.c.target).where(assignments.c.profile == name)
+    return [(row.kind, row.target) for row in connection.execute(query)]
 
 
 def listing(context: Context) -> list[Profile]:
@@ -366,7 +381,15 @@ def effective(context: Context, device: Device) -> Effective:
 
     Of equal friendly names the first one stands.
     """
-    found = [(_open(context, row.name, row.sealed), row.passthrough) for row in _assigned(context, device)]
+    rows = _assigned(context, device)
+    found: Effective = context.merged(tuple((row.name, row.sealed, row.passthrough) for row in rows))
+    wanted = certificates.wanted_renewals(context, device.unit_id)
+    return _renewing(context, found, wanted) if wanted else found
+
+
+def merge(context: Context, rows: tuple[tuple[str, bytes, bool], ...]) -> Effective:
+    """The profiles (name, sealed document, passthrough), the nearest first, as one. Context.merged keeps some."""
+    found = [(_open(context, name, sealed), passthrough) for name, sealed, passthrough in rows]
     documents = [document for document, _ in found]
     certs: dict[str, tuple[Any, CertSettings]] = {}
     passed = set()
@@ -381,7 +404,6 @@ def effective(context: Context, device: Device) -> Effective:
     shown = next(
         (doc["show_user_notifications"] for doc in documents if "show_user_notifications" in doc), True
     )
-    _ask_renewal(context, device, certs)
     merged = {"show_user_notifications": shown, "certs": [entry for entry, _ in certs.values()]}
     return Effective(
         merged,
@@ -391,14 +413,15 @@ def effective(context: Context, device: Device) -> Effective:
     )
 
 
-def _ask_renewal(context: Context, device: Device, certs: dict[str, tuple[Any, CertSettings]]) -> None:
-    """What is to be renewed now gets the serial number of what is to go."""
-    for name, serial in certificates.wanted_renewals(context, device.unit_id).items():
-        if name in certs:
-            entry, parsed = certs[name]
-            entry.setdefault("enrollment", {})["renew_serial"] = serial
-            enrollment = replace(parsed.enrollment, renew_serial=serial)
-            certs[name] = (entry, replace(parsed, enrollment=enrollment))
+def _renewing(context: Context, found: Effective, wanted: dict[str, str]) -> Effective:
+    """The same, with the serial numbers of certificates that are to be renewed now."""
+    document = copy.deepcopy(found.document)
+    certs = list(found.certs)
+    for index, cert in enumerate(certs):
+        if serial := wanted.get(cert.friendly_name):
+            document["certs"][index].setdefault("enrollment", {})["renew_serial"] = serial
+            certs[index] = replace(cert, enrollment=replace(cert.enrollment, renew_serial=serial))
+    return replace(found, document=document, certs=tuple(certs), etag=tag(context, document))
 
 
 def tag(context: Context, document: dict[str, Any]) -> str:
@@ -407,28 +430,33 @@ def tag(context: Context, document: dict[str, Any]) -> str:
     return f'"{mark.hexdigest()[:32]}"'
 
 
+_ASSIGNED = (
+    sa.select(
+        assignments.c.kind,
+        assignments.c.target,
+        profiles.c.name,
+        profiles.c.sealed,
+        profiles.c.passthrough,
+    )
+    .join(profiles, profiles.c.name == assignments.c.profile)
+    .where(
+        sa.or_(
+            sa.and_(assignments.c.kind == "device", assignments.c.target == sa.bindparam("unit_id")),
+            sa.and_(
+                assignments.c.kind == "directory",
+                assignments.c.target.in_(sa.bindparam("above", expanding=True)),
+            ),
+        )
+    )
+)
+
+
 def _assigned(context: Context, device: Device) -> list[Any]:
     """Rows (name, sealed, passthrough) of the device's profiles, the nearest first."""
     parts = [part for part in device.directory.split("/") if part]
     above = ["/" + "/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
-    query = (
-        sa.select(
-            assignments.c.kind,
-            assignments.c.target,
-            profiles.c.name,
-            profiles.c.sealed,
-            profiles.c.passthrough,
-        )
-        .join(profiles, profiles.c.name == assignments.c.profile)
-        .where(
-            sa.or_(
-                sa.and_(assignments.c.kind == "device", assignments.c.target == device.unit_id),
-                sa.and_(assignments.c.kind == "directory", assignments.c.target.in_(above)),
-            )
-        )
-    )
     with context.db.read() as connection:
-        rows = connection.execute(query).all()
+        rows = connection.execute(_ASSIGNED, {"unit_id": device.unit_id, "above": above}).all()
     rank = {target: index for index, target in enumerate(above)}
     ordered = sorted(rows, key=lambda row: (-1 if row.kind == "device" else rank[row.target], row.name))
     found: dict[str, Any] = {}

@@ -28,6 +28,7 @@ __all__ = [
     "ca_certificates",
     "ca_config",
     "certificates",
+    "changes",
     "devices",
     "directories",
     "enrollments",
@@ -117,6 +118,17 @@ assignments = Table(
     CheckConstraint("kind IN ('device', 'directory')", name="assignment_kind"),
 )
 Index("assignments_target", assignments.c.kind, assignments.c.target)
+
+# whose settings were changed, newest last; the ids are counted in meta, see changes.note
+changes = Table(
+    "changes",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("target", String(512), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('device', 'directory')", name="change_kind"),
+)
 
 ca_config = Table(
     "ca_config",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
 import ssl
 import sys
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from typing import Any
 from gunicorn.app.base import BaseApplication
 
 from ..errors import StorageError
+from . import changes
 from .app import make_admin_app, make_device_app
 from .context import Context
 from .servertls import ServerTls
@@ -25,6 +27,7 @@ REQUEST_SECONDS = 30.0
 KEEPALIVE_SECONDS = 15
 CONNECTIONS = 1000
 GRACE_SECONDS = 20
+FILES = 256  # descriptors for what is no connection of a client
 
 
 def serve(data: Path, listen: str, admin_listen: str) -> int:
@@ -76,12 +79,17 @@ class _Server(BaseApplication):  # type: ignore[misc]
         put("worker_tmp_dir", "/dev/shm" if Path("/dev/shm").is_dir() else None)  # noqa: S108
         put("control_socket_disable", True)
         self.cfg.is_admin = lambda server: server == self._admin
-        self.cfg.user_limits = {"handshake": HANDSHAKE_SECONDS, "request": REQUEST_SECONDS}
+        self.cfg.user_limits = {
+            "handshake": HANDSHAKE_SECONDS,
+            "request": REQUEST_SECONDS,
+            "waiting": context.config.waiting,
+        }
 
     def load(self) -> Callable[..., Iterable[bytes]]:
         """Called in the worker: its connections to database and CA are its own."""
         context = Context.open(self._data)
         self._tls = ServerTls(context)
+        self.cfg.changes_since = lambda position: changes.since(context, position)
         device, admin = make_device_app(context), make_admin_app(context)
 
         def program(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -100,6 +108,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         names = [listener.sock.getsockname() for listener in arbiter.LISTENERS]
         device, admin = names
         self._admin = admin
+        self.cfg.user_limits["waiting"] = _places(self.cfg.user_limits["waiting"])
         state = {"pid": os.getpid(), "device_port": device[1], "admin_port": admin[1]}
         fresh = self._data / "run.json.new"
         fresh.write_text(json.dumps(state) + "\n")
@@ -107,6 +116,24 @@ class _Server(BaseApplication):  # type: ignore[misc]
         logging.getLogger("igelcert.proxy").info(
             "devices: https://%s:%d, administration: http://%s:%d", device[0], device[1], admin[0], admin[1]
         )
+
+
+def _places(waiting: int) -> int:
+    """Raises the limit of open files as needed; as many waiting devices as it has room for, at most `waiting`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = waiting + CONNECTIONS + FILES
+    if resource.RLIM_INFINITY not in (soft, hard):
+        if soft < needed:
+            soft = min(needed, hard)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if soft < needed:
+            waiting = max(soft - CONNECTIONS - FILES, soft // 4)
+            logging.getLogger("igelcert.proxy").warning(
+                "only %d devices can wait for changes: the limit of open files (ulimit -n) is %d",
+                waiting,
+                soft,
+            )
+    return waiting
 
 
 _LOGGING = {

@@ -16,6 +16,7 @@ from ...codec.est import OPERATIONS
 from ...codec.pem import decode_pem
 from ...errors import ConflictError, Error, SettingsError
 from ...model import check_dns_name, check_ip, check_text, is_ca_label
+from .. import changes
 from ..audit import actor
 from ..database import Database, now
 from ..schema import ca_config
@@ -30,6 +31,7 @@ __all__ = [
     "Settings",
     "clear",
     "current_version",
+    "has_challenges",
     "load",
     "show",
     "split_url",
@@ -233,6 +235,7 @@ def store(
                 return int(row.version)
             raise _conflict()
         version = _next_version(connection)
+        challenged = _has_challenges(connection)
         connection.execute(ca_config.delete())
         connection.execute(
             ca_config.insert().values(
@@ -246,6 +249,8 @@ def store(
             )
         )
         Database.record(connection, actor(), f"ca set-{kind}", detail)
+        if challenged or _has_challenges(connection):
+            changes.note(connection, [("directory", "/")])
     return version
 
 
@@ -275,10 +280,13 @@ def clear(context: Context, *, expected: int | None = None) -> bool:
     with context.db.begin() as connection:
         if expected is not None and _moved(connection, expected):
             raise _conflict()
+        challenged = _has_challenges(connection)
         gone = connection.execute(ca_config.delete()).rowcount > 0
         if gone:
             _next_version(connection)
             Database.record(connection, actor(), "ca clear", "")
+        if challenged:
+            changes.note(connection, [("directory", "/")])
     return gone
 
 
@@ -305,6 +313,17 @@ def load(context: Context) -> CaConfig | None:
     return CaConfig(
         row.version, row.updated, settings, base64.b64decode(secret["keystore"]), secret["password"]
     )
+
+
+def has_challenges(context: Context) -> bool:
+    """Does the CA want one-time challenges of NDES in the settings?"""
+    with context.db.read() as connection:
+        return _has_challenges(connection)
+
+
+def _has_challenges(connection: sa.Connection) -> bool:
+    found = connection.execute(sa.select(ca_config.c.settings)).scalar()
+    return found is not None and bool(json.loads(found).get("ndes_url"))
 
 
 def _next_version(connection: sa.Connection) -> int:
