@@ -26,6 +26,7 @@ from .model import (
 )
 
 __all__ = [
+    "DEFAULTS",
     "CertSettings",
     "EnrollmentSettings",
     "EstSettings",
@@ -440,3 +441,17 @@ def _consistent(path: str, cert: CertSettings) -> None:
         (cert.auto_cn != "off", cert.auto_hostname, cert.auto_ip, cert.subject.attributes(), cert.san)
     ):
         raise SettingsError(f"{path}.subject", "is empty and there is no subject alternative name either")
+
+
+def _defaults(table: Table) -> dict[str, Any]:
+    return {key: default for key, (default, _) in table.items() if default is not None}
+
+
+# a certificate that says nothing, as a document
+DEFAULTS: Mapping[str, Any] = {
+    **_defaults(_CERT),
+    "subject": _defaults(_SUBJECT),
+    "subjaltname": _defaults(_SAN),
+    "key": _defaults(_KEY),
+    "enrollment": _defaults(_ENROLLMENT),
+}

@@ -12,7 +12,8 @@ from werkzeug.exceptions import HTTPException, MethodNotAllowed
 from ..codec.http import plain_line
 from ..errors import Error, RemoteProtocolError, StorageError
 from . import admin_routes, est_routes, rmagent_routes, scep_routes
-from .admin import guard, rest
+from .admin import guard, pages, rest
+from .admin.pages.base import problem_page
 from .context import Context
 
 __all__ = ["make_admin_app", "make_device_app"]
@@ -37,6 +38,7 @@ def make_admin_app(context: Context) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = ADMIN_BODY_MAX
     app.register_blueprint(admin_routes.make(context))
     app.register_blueprint(rest.make(context))
+    app.register_blueprint(pages.make(context))
     app.after_request(guard.protect)
     return app
 
@@ -77,16 +79,19 @@ def _app(name: str, context: Context) -> Flask:
     @app.errorhandler(StorageError)
     def _unavailable(err: StorageError) -> Response:
         log.error("%s", err)
+        if name == "admin" and (page := problem_page(err)) is not None:
+            return page
         return _sentence(503, "the proxy cannot use its database now; its log says more", 60)
 
     @app.errorhandler(Error)
     @app.errorhandler(SQLAlchemyError)
     @app.errorhandler(Exception)
     def _failed(err: Exception) -> Response:
+        page = problem_page(err) if name == "admin" else None
         if isinstance(err, HTTPException):
-            return _http_error(err)
+            return page or _http_error(err)
         log.exception("%s %s failed", request.method, _loggable(request.path))
-        return _sentence(500, "an internal error occurred; the log of the proxy says more")
+        return page or _sentence(500, "an internal error occurred; the log of the proxy says more")
 
     return app
 

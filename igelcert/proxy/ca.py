@@ -228,7 +228,7 @@ def of_json(context: Context, body: dict[str, Any]) -> CaConfig:
         body.get("url", ""),
         body.get("profile", ""),
         body.get("fingerprint") or "",
-        _certificate_of(context, body),
+        certificate_of(context, body),
         body.get("renewal", "pkcsreq"),
         body.get("legacy", False),
         body.get("poll", 60),
@@ -245,7 +245,7 @@ def keystore_octets(text: str) -> bytes:
         raise SettingsError("--keystore", "is not base64") from None
 
 
-def _certificate_of(context: Context, body: dict[str, Any]) -> str:
+def certificate_of(context: Context, body: dict[str, Any]) -> str:
     """PEM as given; where nothing is said, what is stored for the same URL."""
     if body.get("certificate") is not None:
         return str(body["certificate"])

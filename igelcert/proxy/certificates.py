@@ -111,6 +111,17 @@ def of_device(context: Context, unit_id: str) -> list[Certificate]:
     ]
 
 
+def soonest(context: Context, unit_ids: Sequence[str]) -> dict[str, int]:
+    """Unit ID -> when the first of its certificates expires."""
+    query = (
+        sa.select(certificates.c.unit_id, sa.func.min(certificates.c.not_after))
+        .where(certificates.c.unit_id.in_(unit_ids))
+        .group_by(certificates.c.unit_id)
+    )
+    with context.db.read() as connection:
+        return {row[0]: row[1] for row in connection.execute(query)}
+
+
 # ---- renew now ----------------------------------------------------------------------------------
 
 

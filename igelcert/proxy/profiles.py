@@ -6,7 +6,9 @@ import copy
 import hashlib
 import hmac
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
@@ -90,11 +92,18 @@ def check_name(name: str) -> str:
 
 
 def store(
-    context: Context, name: str, text: bytes, *, keep_secrets: bool = False, expected: int | None = None
+    context: Context,
+    name: str,
+    text: bytes,
+    *,
+    keep_secrets: bool = False,
+    renamed: Mapping[str, str] | None = None,
+    expected: int | None = None,
 ) -> tuple[str, ...]:
     """Checks a document and keeps it under that name, in place of an older one. Returns warnings.
 
-    keep_secrets: a password that is not given stays what it is in the certificate of that friendly name.
+    keep_secrets: a password that is not given stays what it is in the certificate of that friendly name, or of the
+    one that `renamed` has for it.
     expected: the version that its editor saw (0: there was none); ConflictError when it is another one by now,
     unless that is the same document: somebody pressed the button twice.
     """
@@ -111,7 +120,7 @@ def store(
         row = connection.execute(sa.select(profiles).where(profiles.c.name == name)).one_or_none()
         old = _open(context, name, row.sealed) if row is not None else {}
         if keep_secrets:
-            document = with_secrets(document, old)
+            document = with_secrets(document, old, renamed or {})
             parse_document(document)
         version = row.version if row is not None else 0
         if expected is not None and expected != version:
@@ -200,10 +209,15 @@ def without_secrets(value: Any, path: str = "") -> tuple[Any, tuple[str, ...]]:
     return value, ()
 
 
-def with_secrets(document: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+def with_secrets(
+    document: dict[str, Any], old: dict[str, Any], renamed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """The document with passwords of the old one where it names none; "" takes one away."""
     before = {_name_of(entry): entry for entry in reversed(old.get("certs", []))}
-    certs = [_with(entry, before.get(_name_of(entry), {})) for entry in document.get("certs", [])]
+    certs = [
+        _with(entry, before.get(renamed.get(_name_of(entry), _name_of(entry)), {}))
+        for entry in document.get("certs", [])
+    ]
     return {**document, "certs": certs} if "certs" in document else document
 
 

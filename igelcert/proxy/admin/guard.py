@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 from flask import Response, g, request
 
@@ -91,8 +90,3 @@ def protect(response: Response) -> Response:
     for name, value in HEADERS.items():
         response.headers.setdefault(name, value)
     return response
-
-
-def no_secret(values: dict[str, Any], *names: str) -> dict[str, Any]:
-    """Form values to be shown again, without those that are secret."""
-    return {key: value for key, value in values.items() if key not in names}
