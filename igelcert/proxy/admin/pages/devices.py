@@ -30,7 +30,8 @@ def add(routes: Blueprint, context: Context) -> None:
     @form(context)
     def device_add() -> Answer:
         problems = Problems()
-        values = {name: request.values.get(name, "").strip() for name in ("unit_id", "directory", "hostname")}
+        given = request.form if request.method == "POST" else request.args
+        values = {name: given.get(name, "").strip() for name in ("unit_id", "directory", "hostname")}
         if request.method == "POST":
             try:
                 token = registry.add(

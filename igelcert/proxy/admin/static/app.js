@@ -164,7 +164,7 @@
     if (root.matches?.("[data-cert]")) dependent(root);
     all("[data-fingerprint]", root).forEach(fingerprint);
     all("[data-shows-https]", root).forEach(httpsPart);
-    all("dialog[data-open]", root).forEach((dialog) => { if (!dialog.open) dialog.showModal(); });
+    all("dialog[data-open]", root).forEach((dialog) => { delete dialog.dataset.open; dialog.showModal(); });
     all("form[data-dirty]", root).forEach(() => { dirty = true; });
     // fields that were kept while the form around them came anew
     all("[hx-preserve]", root).forEach((element) => {
