@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,10 +92,19 @@ def tree(context: Context) -> list[Directory]:
     for path, count in held.items():
         for above in _upwards(path):
             below[above] += count
-    ordered = sorted(every, key=lambda path: [part.casefold() for part in path.split("/")[1:] if part])
+    ordered = sorted(every, key=_natural)
     return [
         Directory(path, held.get(path, 0), below[path], tuple(sorted(given.get(path, []))))
         for path in ordered
+    ]
+
+
+def _natural(path: str) -> list[list[tuple[int, str]]]:
+    """Floor 2 before Floor 10; a directory before what is in it."""
+    names = [part.casefold() for part in path.split("/")[1:] if part]
+    return [
+        [(int(digits or -1), text) for digits, text in re.findall(r"(\d{1,18})|(\D+)", name)]
+        for name in names
     ]
 
 

@@ -243,7 +243,7 @@ def test_two_administrators_edit_one_profile(walk: Any, gate: Proxy) -> None:
     assert "organization Theirs" in page.locator("div.alert").text_content()
     assert page.get_by_label("Organization (O)").input_value() == "Mine"
     page.get_by_role("button", name="Save", exact=True).click()
-    page.get_by_text("Saved. It counts from the next request on.").wait_for()
+    page.get_by_text("Saved. Its devices are told at once.").wait_for()
     assert '"Mine"' in gate.cli("profile", "show", "Both")
 
 
@@ -261,7 +261,7 @@ def test_a_profile_with_two_certificates_by_keyboard(walk: Any, gate: Proxy) -> 
     assert "has this name" in page.locator("[id='c1.friendly_name-error']").text_content()
     page.keyboard.type("2")
     page.get_by_role("button", name="Save", exact=True).press("Enter")
-    page.get_by_text("Saved. It counts from the next request on.").wait_for()
+    page.get_by_text("Saved. Its devices are told at once.").wait_for()
     shown = gate.cli("profile", "show", "Two")
     assert '"lan2"' in shown and re.search(r'"renewal_period_days": 14', shown)
     # a friendly name changes, its password stays; nobody sees it

@@ -39,6 +39,7 @@ Page = Callable[..., Answer]
 # what a page says after something was done; the address carries the word alone
 DONE = {
     "saved": "Saved. It counts from the next request on.",
+    "stored": "Saved. Its devices are told at once.",
     "removed": "Removed.",
     "moved": "Moved.",
     "assigned": "Assigned. The devices are told at once.",

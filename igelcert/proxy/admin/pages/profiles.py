@@ -68,7 +68,7 @@ def add(routes: Blueprint, context: Context) -> None:
                     expected=expected,
                 )
                 _passthrough(context, name, "passthrough" in values)
-                return done("profile", "saved", name=name)
+                return done("profile", "stored", name=name)
         except ConflictError as err:
             problems.add(err)
             conflict = profiles.get(context, name)
