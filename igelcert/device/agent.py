@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import crypto
 from ..codec.http import Request
-from ..errors import Error, RemoteProtocolError, SettingsError, TransportError
+from ..errors import Error, RemoteProtocolError, SettingsError
 from ..model import DeviceFacts
 from ..settings import CertSettings, Settings, parse_settings
 from . import agenda, files, keys, schedule, straight
@@ -28,6 +28,7 @@ __all__ = ["Agent", "load_settings"]
 MAX_SETTINGS = 1 << 20
 CLOCK_FILE = "/usr/lib/clock-epoch"  # its date is that of the image, where the image has one
 REPORT_AGAIN = 600  # seconds
+NO_SETTINGS = "run: rmagent sync; or give --settings FILE"
 
 
 class Agent:
@@ -94,7 +95,6 @@ class Agent:
     def _talk(self) -> int:
         """Management certificate, facts, settings. What fails is logged; the stored settings stay."""
         try:
-            self.identity.mend()
             with self.identity.link() as link:
                 if self.identity.renew(link):
                     self.log.info("the management certificate was renewed")
@@ -103,7 +103,8 @@ class Agent:
         except Error as err:
             self.log.error(str(err))
             self.log.hint(err.hint)
-            self.log.info("going on with the stored settings")
+            if os.path.exists(self._path("settings.json")):
+                self.log.info("going on with the stored settings")
             return code_of(err)
         return EX_OK
 
@@ -117,12 +118,7 @@ class Agent:
 
     def _fetch(self, link: Link) -> None:
         """Stores what the proxy sends when it is valid; otherwise the stored settings stay."""
-        etag = ""
-        try:
-            etag = files.read(self._path("settings.etag")).decode("ascii", "replace").strip()
-            files.read(self._path("settings.json"))
-        except FileNotFoundError:
-            etag = ""
+        etag = self._tag()
         headers = (("If-None-Match", etag),) if etag else ()
         answer = link.send(Request("GET", "/rmagent/settings", headers))
         if answer.status == 304:
@@ -141,6 +137,15 @@ class Agent:
         files.replace(self._path("settings.etag"), answer.header("ETag").encode(), 0o600)
         self.log.info(f"new settings with {len(settings.certs)} certificate(s)")
 
+    def _tag(self) -> str:
+        """The tag of the stored settings; "" when they must come again: none are there, or they are damaged."""
+        try:
+            load_settings(self._path("settings.json"))
+            tag = files.read(self._path("settings.etag")).decode("ascii").strip()
+        except (FileNotFoundError, UnicodeDecodeError, Error):
+            return ""
+        return tag if tag.isprintable() else ""
+
     # ---- reports --------------------------------------------------------------------------------
 
     def _report_certs(self, run: Run, settings: Settings) -> bool:
@@ -148,7 +153,7 @@ class Agent:
         try:
             with self.identity.link() as link:
                 self._report(link, self._certs_json(run, settings))
-        except (TransportError, RemoteProtocolError) as err:
+        except Error as err:
             self.log.warning(f"the report did not arrive: {err}")
             return False
         return True
@@ -210,13 +215,15 @@ def _now() -> int:
 
 
 def load_settings(path: str) -> Settings:
-    """Settings of a file; an empty document when it is not there."""
+    """Settings of a file. Where there is none, that is an error: an empty document would mean "remove all"."""
     try:
         if os.path.getsize(path) > MAX_SETTINGS:
             raise SettingsError(path, f"is larger than {MAX_SETTINGS >> 20} MiB")
         text = files.read(path, MAX_SETTINGS)
     except FileNotFoundError:
-        return Settings()
+        raise SettingsError(
+            path, "is not there: nothing says which certificates to have", hint=NO_SETTINGS
+        ) from None
     except OSError as err:
         raise files.failure(err, "read", path) from None
     return parse_settings(text)

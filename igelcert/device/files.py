@@ -26,6 +26,7 @@ __all__ = [
     "remove_tree",
     "rename",
     "replace",
+    "settle",
     "symlink",
     "write_new",
 ]
@@ -102,6 +103,19 @@ def make_dir(path: str, mode: int, owner: Owner = None) -> None:
             os.chown(path, *owner)
     except OSError as err:
         raise failure(err, "make the directory", path) from None
+
+
+def settle(path: str, mode: int, owner: Owner) -> None:
+    """Owner and mode of what is there, unless they are so already; the caller's owner where none is given."""
+    uid, gid = owner or (os.geteuid(), os.getegid())
+    try:
+        info = os.lstat(path)
+        if (info.st_uid, info.st_gid) != (uid, gid):
+            os.lchown(path, uid, gid)
+        if info.st_mode & 0o7777 != mode and not os.path.islink(path):
+            os.chmod(path, mode)
+    except OSError as err:
+        raise failure(err, "change the mode of", path) from None
 
 
 def write_new(path: str, write: bytes | Callable[[int], None], mode: int, owner: Owner = None) -> None:

@@ -22,7 +22,7 @@ from .castore import CaStore
 from .config import Config
 from .log import Log
 from .settle import Settler, note_removal
-from .store import Lock, Tree
+from .store import Busy, Lock, Tree
 
 __all__ = ["EX_CONFIG", "EX_FAILED", "EX_OK", "EX_TEMPFAIL", "Run", "Way", "exit_code"]
 
@@ -92,7 +92,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.tree = Tree(self.config.tree_root, self.config.ids)
-        manifest = f"{self.tree.store}/castore.json"
+        manifest = f"{self.tree.store}/.castore.json"  # no friendly name begins with a dot
         self.castore = CaStore(self.config.at(self.config.ca_store), manifest)
         self.settler = Settler(self.config, self.tree, self.log, self.now, self._lock)
 
@@ -165,6 +165,9 @@ class Run:
     def _settle(self, settings: Settings) -> int:
         try:
             return EX_OK if self.settler.settle(settings, paced=self.paced) else EX_TEMPFAIL
+        except Busy:
+            self.log.warning("another igel-certs is at work; hooks may hear twice of what they have heard")
+            return EX_TEMPFAIL
         except Error as err:
             self.log.error(f"hooks and notifications: {err}")
             self.log.hint(err.hint)
@@ -190,6 +193,7 @@ class Run:
             reason = self._reason(ask, forced)
             if not reason:
                 self._note(name, self._settled(ask))
+                self.tree.share(name)
                 return EX_OK
             return self._enroll(ask, reason, forced)
         except Error as err:
@@ -243,7 +247,7 @@ class Run:
         self.log.info(
             f"{name}: {'renewing' if renewing else 'enrolling'} ({reason}), key type {cert.key.type}"
         )
-        key, csr, kept = keys.key_for_request(self.tree, cert, ask.spec, ask.mark)
+        key, csr, kept = keys.key_for_request(self.tree, cert, ask.spec, ask.mark, self.config.key_generator)
         if kept:
             self.log.info(f"{name}: asking again with the request that is under way")
         server = self.connect(cert, live.cert if renewing else None)
@@ -335,11 +339,13 @@ class Run:
 
     def _take_over(self, ask: Ask, live: crypto.Certificate, cas: list[bytes]) -> str:
         """The live certificate with the CA's new certificates beside it, as a new generation."""
+        ours = self._cas_of(ask.name)
         try:
-            good = answers.check([live.der], cas, live.spki, self.now())
+            # an intermediate may have come with the certificate alone; what is trusted is the CA's word of now
+            good = answers.check([live.der, *ours], cas, live.spki, self.now())
         except answers.NoChain:
             return "the CA changed"
-        if {ca.der for ca in good.cas} == set(self._cas_of(ask.name)):
+        if {ca.der for ca in good.cas} == set(ours):
             return ""
         key = keys.read_key(f"{self.tree.path}/{ask.name}/pkey.pem", ask.cert.key.password)
         self._put(ask.cert, key, good)
@@ -428,16 +434,16 @@ class Run:
     def _note_failure(
         self, name: str, mark: str, text: str, retry_after: int | None = None, *, refused: bool = False
     ) -> None:
-        state = notes.failed(
-            self.tree.state(name),
-            mark=mark,
-            text=text,
-            now=self.now(),
-            refused=refused,
-            retry_after=retry_after,
-            chance=random.random(),
-        )
         try:
+            state = notes.failed(
+                self.tree.state(name),
+                mark=mark,
+                text=text,
+                now=self.now(),
+                refused=refused,
+                retry_after=retry_after,
+                chance=random.random(),
+            )
             self.tree.save_state(name, state)
         except StorageError as err:
             self.log.warning(f"{name}: the failure cannot be noted: {err}")

@@ -59,6 +59,7 @@ class Identity:
 
     def link(self) -> Link:
         """A link to the proxy with the management certificate."""
+        self._finish_renewal()
         if self.certificate() is None:
             raise SettingsError("rmagent", "this device is not registered", hint="run: rmagent register")
         if not self.server:
@@ -91,6 +92,7 @@ class Identity:
         files.need_mount(self._config.tree_root, self._config.root)
         files.make_dir(self.dir, 0o700)
         files.make_dir(self.path("trust-store"), 0o700)
+        self._finish_renewal()
         trust = _trust(server, ca_file, fingerprint)
         csr = self._csr()
         body = {"token": token, **self.facts_json(), "csr": base64.b64encode(csr).decode()}
@@ -126,7 +128,8 @@ class Identity:
         return pkcs10.build(CsrSpec(key.type, Subject(cn=self._facts().unit_id)), key)
 
     def _keep(self, answer: dict[str, Any], trust: str | None) -> None:
-        """Writes certificate, key and trust. The key comes last but one: `mend` repairs a pair that a cut left."""
+        """Writes certificate and trust, and at a renewal swaps key and certificate. A cut at any step leaves the
+        old pair, or what `_finish_renewal` completes."""
         blocks = decode_pem(str(answer.get("certificate", "")).encode())
         if not blocks:
             raise RemoteProtocolError("the answer to the registration holds no certificate")
@@ -141,22 +144,16 @@ class Identity:
         )
         bundle = "".join(dict.fromkeys(encode_pem(der) for der in [*anchors, *cas]))
         files.replace(self.path("trust-store", "cacerts.pem"), bundle.encode(), 0o644)
-        if trust is None:
-            # both are there before the first rename, so that a cut between the two is mended
-            files.replace(self.path("cert.new"), encode_pem(cert.der).encode(), 0o644)
-            files.rename(self.path("key.new"), self.path("key.pem"))
-            files.rename(self.path("cert.new"), self.path("cert.pem"))
-        else:
-            files.replace(self.path("cert.pem"), encode_pem(cert.der).encode(), 0o644)
+        if trust is not None:
+            files.remove_tree(self.path("key.new"))  # of a renewal that this registration overtook
+        files.replace(self.path("cert.new"), encode_pem(cert.der).encode(), 0o644)
+        self._finish_renewal()
 
-    def mend(self) -> None:
-        """Ends a renewal that was cut between its two renames."""
-        try:
-            fresh = crypto.parse_certificate(decode_pem(files.read(self.path("cert.new")))[0])
-            fits = keys.read_key(self.path("key.pem"), None).spki() == fresh.spki
-        except (FileNotFoundError, IndexError, Error):
-            return
-        if fits:
+    def _finish_renewal(self) -> None:
+        """A renewed certificate that lies ready beside the old pair comes into force, after its key."""
+        if os.path.exists(self.path("cert.new")):
+            if os.path.exists(self.path("key.new")):
+                files.rename(self.path("key.new"), self.path("key.pem"))
             files.rename(self.path("cert.new"), self.path("cert.pem"))
 
 

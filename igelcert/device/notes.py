@@ -11,7 +11,7 @@ Nothing in a state is needed to have a certificate; a state that was lost is der
     pending, retry_at, retry_spec    what the server said of waiting, for which spec
     address, address_at              {"ips", "since"} of an address that is not in the certificate (yet)
     announced, notified              content of which hooks and users have heard
-    hooks                            {"event", "failures", "retry_at", "error"} of hooks that failed
+    hooks                            {"for", "event", "failures", "retry_at", "error", "heard"} when some failed
     failed_told, failed_shown        when hooks and users last heard that it fails
 """
 

@@ -7,11 +7,12 @@ again, with back-off, until it succeeds. It never undoes a certificate.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..settings import Settings
@@ -24,7 +25,7 @@ from .store import Busy, Lock, Tree
 
 __all__ = ["Settler", "content_of", "note_removal"]
 
-REMOVED = "removed.json"
+REMOVED = ".removed.json"  # no friendly name begins with a dot
 ROUNDS = 3  # what another run changed while hooks ran is looked for again
 
 
@@ -78,20 +79,28 @@ class Settler:
         paced: hooks that failed wait until their time comes.
         """
         names = [cert.friendly_name for cert in settings.certs]
+        turn = Lock(os.path.join(self._tree.store, ".lock"), 0.0)
         good = True
         try:
-            with Lock(os.path.join(self._tree.store, ".lock"), 0.0):
-                for _ in range(ROUNDS):
-                    waiting = self._outstanding(names, paced)
-                    if not waiting:
-                        break
-                    for event, content in waiting:
-                        good &= self._tell(event, content, shown=settings.show_user_notifications)
-                    paced = True  # what failed just now is not due again
+            turn.__enter__()
         except Busy:
             self._log.debug("another run is at the hooks")
+        else:
+            with contextlib.closing(turn):
+                good = self._rounds(names, settings.show_user_notifications, paced)
         for name in names:
             self._show_failing(name, settings.show_user_notifications)
+        return good
+
+    def _rounds(self, names: Sequence[str], shown: bool, paced: bool) -> bool:
+        good = True
+        for _ in range(ROUNDS):
+            waiting = self._outstanding(names, paced)
+            if not waiting:
+                break
+            for event, content in waiting:
+                good &= self._tell(event, content, shown=shown)
+            paced = True  # what failed just now is not due again
         return good
 
     def next_removal(self) -> int | None:
@@ -141,28 +150,37 @@ class Settler:
     def _tell(self, event: Event, content: str, *, shown: bool) -> bool:
         if event.kind in {"enrolled", "renewed"}:
             self._show_new(event, content, shown)
-        problem = hooks.run(self._config, event, self._log)
+        heard = hooks.run(self._config, event, self._log, self._done(event, content))
         with self._lock():
             if event.kind == "removed":
-                self._note_removed(event, problem)
+                self._note_removed(event, heard)
             else:
-                self._note(event, content, problem)
-        return not problem
+                self._note(event, content, heard)
+        return not heard.failed
 
-    def _note_removed(self, event: Event, problem: str) -> None:
+    def _done(self, event: Event, content: str) -> Sequence[str]:
+        """Hooks that heard of this very event when others failed: they are left in peace."""
+        name = event.friendly_name
+        entry = _removals(self._tree).get(name, {}) if event.kind == "removed" else self._tree.state(name)
+        trouble = entry.get("hooks")
+        if not isinstance(trouble, dict) or trouble.get("for") != f"{event.kind} {content}":
+            return ()
+        return [str(name) for name in trouble.get("heard", ())]
+
+    def _note_removed(self, event: Event, heard: hooks.Heard) -> None:
         removals = _removals(self._tree)
         entry = removals.pop(event.friendly_name, None)
-        if entry is not None and problem:
-            removals[event.friendly_name] = {**entry, "hooks": self._trouble(entry, event, "", problem)}
+        if entry is not None and heard.failed:
+            removals[event.friendly_name] = {**entry, "hooks": self._trouble(entry, event, "", heard)}
         _keep_removals(self._tree, removals)
 
-    def _note(self, event: Event, content: str, problem: str) -> None:
+    def _note(self, event: Event, content: str, heard: hooks.Heard) -> None:
         name = event.friendly_name
         if name not in self._tree.names():
             return  # removed meanwhile
         state = self._tree.state(name)
-        if problem:
-            state["hooks"] = self._trouble(state, event, content, problem)
+        if heard.failed:
+            state["hooks"] = self._trouble(state, event, content, heard)
         else:
             state.pop("hooks", None)
             if event.kind == "failed":
@@ -171,7 +189,7 @@ class Settler:
                 state["announced"] = content
         self._tree.save_state(name, state)
 
-    def _trouble(self, entry: Mapping[str, Any], event: Event, content: str, problem: str) -> State:
+    def _trouble(self, entry: Mapping[str, Any], event: Event, content: str, heard: hooks.Heard) -> State:
         about = f"{event.kind} {content}"
         before = entry.get("hooks")
         count = 1
@@ -186,7 +204,8 @@ class Settler:
             "event": event.kind,
             "failures": count,
             "retry_at": again,
-            "error": problem[:500],
+            "error": heard.failed[:500],
+            "heard": list(heard.heard),
         }
 
     # ---- users ----------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 from flask import Blueprint, Response, request
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 
 from ..errors import Error, RemoteProtocolError
 from . import cahealth, certificates
@@ -69,6 +69,8 @@ def _figures(context: Context, room: Room | None) -> CollectorRegistry:
         waiting.set(room.taken)
         places = Gauge("igelcert_waiting_devices_max", "Devices that may wait at once", registry=registry)
         places.set(room.places)
+        woken = Counter("igelcert_waiting_devices_woken", "Devices woken by a change", registry=registry)
+        woken.inc(room.woken)
     with context.db.read() as connection:
         for gauge, table in ((known, devices), (asked, enrollments)):
             rows = connection.execute(sa.select(table.c.state, sa.func.count()).group_by(table.c.state))

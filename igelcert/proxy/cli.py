@@ -20,7 +20,7 @@ DESCRIPTION = """\
 A registration authority between devices and a company's PKI.
 
 It knows the devices, holds the CA's credentials so that no device has them, checks each certificate
-request against the profile assigned to its device, and relays it to the CA over EST (RFC 7030).
+request against the profile assigned to its device, and relays it to the CA over EST (RFC 7030) or SCEP (RFC 8894).
 """
 EPILOG = """\
 first steps:

@@ -161,7 +161,7 @@ def _set_est(args: argparse.Namespace, output: Output, context: Context) -> int:
     _save(args, context, config)
     cert = open_keystore(keystore, password, 0).cert
     output.line(f"{settings.name}: EST on {settings.host}:{settings.port}, {_label(settings)}")
-    output.line(f"client certificate: {cert.subject_text}, until {when(cert.not_after)}")
+    output.line(f"client certificate: {cert.subject_text}, until {when(cert.not_after)} UTC")
     output.line("try it with: ca-proxy ca test")
     return 0
 
@@ -232,10 +232,10 @@ def _show(args: argparse.Namespace, output: Output, context: Context) -> int:
     else:
         _show_est(config, output)
     for cert in authorities:
-        output.line(f"CA certificate      {cert.subject_text}, until {when(cert.not_after)}")
+        output.line(f"CA certificate      {cert.subject_text}, until {when(cert.not_after)} UTC")
     if fetched:
-        output.line(f"  asked             {when(fetched)}")
-    output.line(f"Changed             {when(config.updated)}")
+        output.line(f"  asked             {when(fetched)} UTC")
+    output.line(f"Changed             {when(config.updated)} UTC")
     return 0
 
 
@@ -247,7 +247,7 @@ def _show_est(config: CaConfig, output: Output) -> None:
     output.line(f"Client certificate  {opened.cert.subject_text}")
     output.line(f"  issued by         {opened.cert.issuer_text}")
     output.line(
-        f"  until             {when(opened.cert.not_after)}{' EXPIRED' if opened.cert.not_after <= now() else ''}"
+        f"  until             {when(opened.cert.not_after)} UTC{' EXPIRED' if opened.cert.not_after <= now() else ''}"
     )
     for cert in opened.trust:
         output.line(f"Server trusted by   {cert.subject_text}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
-from . import certificates, devices, enrollments, inventory, passthrough, profiles
-from .clitools import Output, read_file, when
+from . import certificates, devices, enrollments, inventory, overview, passthrough, profiles
+from .clitools import Output, count, read_file, when
 from .context import Context
 from .devices import Token
 from .importing import Import, token_sheet
@@ -37,7 +38,11 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     found.add_argument(
         "--search", default="", metavar="TEXT", help="in unit ID, names, subject, serial or reason"
     )
-    found.add_argument("--limit", type=int, default=100, metavar="N", help="at most N (default 100; 0: all)")
+    text = "instead, from what devices reported last: when certificates end, and what needs a hand, the most urgent first"
+    found.add_argument("--overview", action="store_true", help=text)
+    found.add_argument(
+        "--limit", type=count, default=100, metavar="N", help="at most N (default 100; 0: all)"
+    )
     found.add_argument("--json", action="store_true", help="print JSON")
     found.add_argument("--csv", action="store_true", help="print CSV")
     found.set_defaults(function=_enrollments, opens=True)
@@ -182,7 +187,7 @@ def _show_token(args: argparse.Namespace, output: Output, token: Token) -> int:
     if args.json:
         output.json(_token_json(token))
     else:
-        print(f"token for {token.unit_id}, good once and until {when(token.expires)}:", file=sys.stderr)
+        print(f"token for {token.unit_id}, good once and until {when(token.expires)} UTC:", file=sys.stderr)
         output.line(token.token)
     return 0
 
@@ -369,6 +374,9 @@ def _profile_unassign(args: argparse.Namespace, output: Output, context: Context
 
 
 def _enrollments(args: argparse.Namespace, output: Output, context: Context) -> int:
+    if args.overview:
+        found_now = overview.collect(context, unit_id=args.unit_id)
+        return _overview(args, output, found_now, args.limit if args.limit > 0 else 10_000_000)
     found = enrollments.search(
         context, text=args.search, unit_id=args.unit_id, state=args.state, limit=max(0, args.limit)
     ).items
@@ -392,4 +400,33 @@ def _enrollments(args: argparse.Namespace, output: Output, context: Context) -> 
         for row in found
     ]
     output.table(("WHEN (UTC)", "UNIT ID", "NAME", "STATE", "SERIAL", "UNTIL", "REASON OR SUBJECT"), table)
+    return 0
+
+
+def _overview(args: argparse.Namespace, output: Output, found: overview.Overview, limit: int) -> int:
+    shown = found.trouble[:limit]
+    if args.json:
+        output.json({"certificates": found.counts, "trouble": [asdict(each) for each in shown]})
+        return 0
+    names = [name.replace("under_", "< ").replace("_", " ").upper() for name in found.counts]
+    output.table(names, [[str(count) for count in found.counts.values()]])
+    if not found.trouble:
+        return 0
+    rows = [
+        [
+            each.unit_id,
+            each.friendly_name,
+            each.state,
+            when(each.not_after),
+            when(each.last_seen),
+            "; ".join(
+                part for part in (each.error, f"hooks: {each.hooks}" if each.hooks else "") if part
+            ) or "-",
+        ]
+        for each in shown
+    ]  # fmt: skip
+    output.line()
+    output.table(("UNIT ID", "NAME", "STATE", "UNTIL (UTC)", "LAST SEEN (UTC)", "ERROR"), rows)
+    if len(shown) < len(found.trouble):
+        output.line(f"… and {len(found.trouble) - len(shown)} more (--limit 0: all)")
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import ipaddress
 import json
 import secrets
 from collections.abc import Mapping
@@ -51,6 +52,7 @@ TOKEN_BYTES = 32
 TOKEN_SECONDS = 7 * 86_400
 TOKEN_REPEAT = 600  # seconds in which a used token answers the same key again: the first answer was lost
 MAX_IPS = 64
+MAX_MOMENT = 253_402_300_799  # the end of the year 9999
 MANAGEMENT_KEYS = {
     "rsa_2048", "rsa_3072", "rsa_4096", "rsa_8192",
     "ec_prime256v1", "ec_secp384r1", "ec_secp521r1", "ecdsa_ed25519", "ed448",
@@ -316,14 +318,18 @@ def report(context: Context, device: Device, body: Mapping[str, Any]) -> None:
 def _report(certs: object) -> list[dict[str, Any]]:
     if not isinstance(certs, list) or len(certs) > 200 or not all(isinstance(entry, dict) for entry in certs):
         raise RemoteProtocolError("certs is not a list of at most 200 objects")
-    known = ("friendly_name", "state", "serial", "error")
+    known = ("friendly_name", "state", "serial", "error", "hooks")
     found = []
     for entry in certs:
         row: dict[str, Any] = {key: str(entry.get(key) or "")[:500] for key in known}
-        end = entry.get("not_after")
-        row["not_after"] = end if isinstance(end, int) else None
+        row.update({key: _moment(entry.get(key)) for key in ("not_after", "renew_at")})
         found.append(row)
     return found
+
+
+def _moment(value: object) -> int | None:
+    """A time that can be shown, or none."""
+    return value if type(value) is int and 0 <= value <= MAX_MOMENT else None
 
 
 def _note_facts(connection: sa.Connection, unit_id: str, body: Mapping[str, Any]) -> None:
@@ -349,11 +355,18 @@ def _note_facts(connection: sa.Connection, unit_id: str, body: Mapping[str, Any]
         if not isinstance(ips, list) or len(ips) > MAX_IPS:
             raise RemoteProtocolError(f"ips is not a list of at most {MAX_IPS} addresses")
         try:
-            values["ips"] = json.dumps([check_ip("ips", str(ip)) for ip in ips])
+            values["ips"] = json.dumps([_check_address(str(ip)) for ip in ips])
         except SettingsError as err:
             raise RemoteProtocolError(str(err)) from None
     if values:
         connection.execute(devices.update().where(devices.c.unit_id == unit_id).values(values))
+
+
+def _check_address(text: str) -> str:
+    found = ipaddress.ip_address(check_ip("ips", text))
+    if found.is_loopback or found.is_unspecified or found.is_multicast:
+        raise SettingsError("ips", f"{text!r} is no address of one device")
+    return str(found)
 
 
 def check_unit(unit_id: str) -> str:
@@ -372,17 +385,27 @@ def check_hostname_text(hostname: str) -> None:
 
 
 def _check_hostname(path: str, value: object) -> None:
+    """The host name of one device. A wildcard would speak for others, and so would a second spelling of a name that
+    is taken (a dot at its end, characters that IDNA maps to ASCII), as certificates hold the canonical one."""
     if not isinstance(value, str):
         raise SettingsError(path, "is not text")
-    check_dns_name(path, value)
-    if value != value.strip() or len(value) > 64:  # it becomes a common name
-        raise SettingsError(path, "is not a host name of at most 64 characters")
+    name = check_dns_name(path, value)
+    if (
+        not value.isascii() or name != value.lower() or "*" in name or len(value) > 64
+    ):  # it becomes a common name
+        raise SettingsError(
+            path,
+            f"{value[:80]!r} is not a device's host name: ASCII, at most 64 characters, no dot at its end",
+        )
+    last = name.rpartition(".")[2]
+    if last.isdecimal() or last in {"localhost", "localdomain"}:
+        raise SettingsError(path, f"{value!r} is an address or a name that every machine has for itself")
 
 
 def _owner_of(connection: sa.Connection, hostname: str, unit_id: str) -> str | None:
-    query = sa.select(devices.c.unit_id).where(
-        sa.func.lower(devices.c.hostname) == hostname.lower(), devices.c.unit_id != unit_id
-    )
+    """The other device that has the name, or goes by it as its unit ID."""
+    taken = (sa.func.lower(column) == hostname.lower() for column in (devices.c.hostname, devices.c.unit_id))
+    query = sa.select(devices.c.unit_id).where(sa.or_(*taken), devices.c.unit_id != unit_id)
     return connection.execute(query.limit(1)).scalar()
 
 

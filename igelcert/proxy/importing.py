@@ -95,12 +95,15 @@ class Import:
             taken: dict[str, str] = {}
             for row in connection.execute(sa.select(device_table.c.unit_id, device_table.c.hostname)):
                 known[row.unit_id] = row.hostname
+                taken.setdefault(row.unit_id.lower(), row.unit_id)
                 if row.hostname:
                     taken[row.hostname.lower()] = row.unit_id
+            for _, unit_id, _, _ in self._rows:
+                taken.setdefault(unit_id.lower(), unit_id)
             for line, unit_id, _directory, hostname in self._rows:
                 if unit_id in known:
                     raise SettingsError(f"line {line}", f"unit-id: {unit_id} is known already")
-                if hostname and (owner := taken.get(hostname.lower())):
+                if hostname and (owner := taken.get(hostname.lower(), unit_id)) != unit_id:
                     raise SettingsError(
                         f"line {line}", f"hostname: {hostname} is the host name of device {owner}"
                     )

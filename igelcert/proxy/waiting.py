@@ -54,11 +54,12 @@ class Parked(BaseException):
 
 
 class Room:
-    """Bounded places for requests that wait. Safe for threads."""
+    """Bounded places for requests that wait. Safe for threads. woken: how often a change woke one."""
 
     def __init__(self, places: int) -> None:
         self.places = places
         self.taken = 0
+        self.woken = 0
         self.closed = False
         self._lock = threading.Lock()
 

@@ -72,6 +72,7 @@ class Connection(TConn):  # type: ignore[misc]
         self.lingering = False
         self.visit: Visit | None = None  # of the request that is answered, or waits
         self.request = b""  # the one that waits
+        self.parked = False  # with the poller, until it is answered
         self.woken = False
         self.deadline = time.monotonic() + cfg.user_limits["handshake"]
 
@@ -260,13 +261,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.waiting.add(conn)
 
     def _ready(self, conn: Connection, _: Any) -> None:
-        if conn.lingering:
-            self._drain(conn)
-            return
-        if conn.request:
+        if conn.parked:
             if not conn.overhear():
                 self._unpark(conn)
                 self._close(conn)
+            return
+        if conn not in self.waiting:  # seen by the poller before it was handed to a thread, in the same round
+            return
+        if conn.lingering:
+            self._drain(conn)
             return
         self._forget(conn)
         if conn.idle:
@@ -357,6 +360,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.deadline = conn.visit.until
         self.nr_conns -= 1
         self.parked[place.unit_id] = conn
+        conn.parked = True
         self.watch.look_from(place.since)
 
     def _unpark(self, conn: Connection) -> None:
@@ -365,7 +369,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.poller.unregister(conn.sock)
         del self.parked[conn.visit.place.unit_id]
         self.nr_conns += 1
-        conn.woken = False
+        conn.parked = conn.woken = False
         if not self.parked:
             self.watch.rest()
 
@@ -387,6 +391,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             place = conn.visit.place
             keys = [("device", place.unit_id), *(("directory", path) for path in place.directories)]
             if any(newest.get(key, 0) > place.since for key in keys):
+                self.room.woken += 1
                 self._wake(conn)
         self._answer_parked()
 
@@ -399,7 +404,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         """Hands those that are awake to threads: a quarter of them at most, the others are for who did not wait."""
         while self.awake and self.answering < max(1, self.cfg.threads // 4):
             conn = self.awake.popleft()
-            if conn.woken and conn.request:  # not gone meanwhile
+            if conn.parked:  # not gone meanwhile
                 self._unpark(conn)
                 conn.woken = True
                 self.answering += 1

@@ -618,16 +618,19 @@ def test_no_permission(stranger: Host, ca: HostileCa, command: str) -> None:
 
 
 def test_no_permission_to_write(stranger: Host, ca: HostileCa) -> None:
-    """One's own tree in a directory that became read-only."""
+    """One's own tree with a directory in it that became somebody else's."""
     for path in [stranger.root, *stranger.root.rglob("*")]:
         os.chown(path, 65534, 65534, follow_symlinks=False)
     home = stranger.certs / ".store/lan"
-    home.chmod(0o500)
+    os.chown(home, 0, 0)
+    home.chmod(0o555)
     before = snapshot(home)
     done = as_nobody(*stranger.command("renew", "--force"))
     assert done.returncode == EX_FAILED and "no permission" in done.stderr.splitlines()[0], done.stderr
     assert "Traceback" not in done.stderr and snapshot(home) == before
-    home.chmod(0o700)
+    # a wrong mode of one's own is put right
+    os.chown(home, 65534, 65534)
+    home.chmod(0o500)
     done = as_nobody(*stranger.command("renew", "--force"))
     assert done.returncode == EX_OK, done.stderr
 

@@ -19,6 +19,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key, pkcs12
 
+from igelcert.codec import est
 from igelcert.codec.http import Request, Response
 from igelcert.device import straight
 from igelcert.device.config import Config
@@ -284,6 +285,8 @@ def test_a_day(watched: Life, world: World) -> None:
     # a hook that fails twice is run until it succeeds; the certificate stays
     flag = life.root / "twice"
     life.hook(f'[ "$(cat {flag} 2>/dev/null)" = xx ] || {{ printf x >> {flag}; exit 7; }}')
+    (life.hooks / "20-good").write_text(f"#!/bin/sh\necho good >> {life.root}/good\n")
+    (life.hooks / "20-good").chmod(0o755)
     life.heard.unlink()
     before = life.cert()
     life.until(world.now + HOUR, lambda: life.cert() != before)
@@ -293,6 +296,7 @@ def test_a_day(watched: Life, world: World) -> None:
     life.until(world.now + 600, lambda: "hooks" not in life.state())
     assert "hooks" not in life.state() and life.cert() == after
     assert life.events() == ["renewed lan"] * 3
+    assert (life.root / "good").read_text().split() == ["good"], "who has heard is left in peace"
 
     # another host name
     life.facts = DeviceFacts("tc-renamed", "LIFE", ("192.0.2.1",))
@@ -399,12 +403,18 @@ def test_a_clock_before_the_management_certificate(life: Life, world: World) -> 
 
 def test_an_address_that_flaps(life: Life, world: World) -> None:
     """It counts when it has stayed, and then not again for hours; none at all is no new one."""
-    life.wants(entry(subjaltname={"auto_ip": True, "auto_hostname": False}))
+    life.wants(entry(percent=1, subjaltname={"auto_ip": True, "auto_hostname": False}))
     assert life.apply() == EX_OK
     asked = len(world.asked)
     for minute in range(60):
         life.facts = DeviceFacts("tc-life", "LIFE", (f"192.0.2.{1 + minute % 2}",) if minute % 3 else ())
         world.now += 20
+        life.apply()
+    assert len(world.asked) == asked
+    # a network that is away for long is no other address
+    life.facts = DeviceFacts("tc-life", "LIFE", ())
+    for _ in range(20):
+        world.now += 15
         life.apply()
     assert len(world.asked) == asked
     # a renewal meanwhile takes what is there
@@ -432,6 +442,39 @@ def test_a_changed_ca_is_not_asked_for_at_every_run(life: Life, world: World) ->
     assert looks == []
     world.now += HOUR // 4
     assert life.apply() == EX_OK and len(looks) == 1
+
+
+def test_a_ca_that_no_longer_vouches(life: Life, world: World) -> None:
+    """Long before a renewal is due: seen at the next look, and a new certificate at once."""
+    life.wants(entry(percent=1))
+    assert life.apply() == EX_OK
+    before = life.cert()
+    world.roll_over(both=False)
+    assert life.apply() == EX_OK and life.cert() == before, "not looked at yet"
+    life.until(world.now + HOUR // 3, lambda: life.cert() != before)
+    assert life.cert() != before and life.state()["reason"] == "the CA changed"
+
+
+def test_an_intermediate_that_comes_with_the_certificate_alone(life: Life, world: World) -> None:
+    """/cacerts gives the root, the answer the rest: that is no changed CA, week for week."""
+    issuing, root = world.authority.chain
+    answer = world.service.answer
+
+    def chained(request: Request, client: bytes | None) -> Response:
+        if "cacerts" in request.path:
+            return est.certs_response([root])
+        given = answer(request, client)
+        return est.certs_response([*est.cacerts_reply(given), issuing], enroll=True)
+
+    world.service.answer = chained  # type: ignore[method-assign]
+    life.wants(entry(percent=1))
+    assert life.apply() == EX_OK
+    before, asked = life.cert(), len(world.asked)
+    assert (life.home() / "cacerts.pem").read_text().count("BEGIN") == 2
+    for _ in range(3):
+        world.now += HOUR // 4 + 1
+        assert life.apply() == EX_OK
+    assert life.cert() == before and len(world.asked) == asked and life.events() == ["enrolled lan"]
 
 
 def test_the_state_file_lost(life: Life, world: World) -> None:

@@ -114,7 +114,7 @@ def test_a_change_elsewhere_wakes_nobody(gate: Proxy, root: Path) -> None:
     device = gate.device(root, "QUIET", "tc-quiet", directory="/Quiet")
     waiting = Waiting(gate, device, 4)
     until_waiting(gate, 1)
-    before = gate.log().count("QUIET GET")
+    before = gate.log().count("QUIET GET"), figure(gate, "igelcert_waiting_devices_woken_total")
     gate.cli("profile", "assign", "first", "--directory", "/Quie")
     gate.cli("profile", "assign", "first", "--directory", "/Quiet/Below")
     gate.cli("profile", "set", "second", "--settings", gate.data.parent / "profile.json")
@@ -123,9 +123,8 @@ def test_a_change_elsewhere_wakes_nobody(gate: Proxy, root: Path) -> None:
     status, headers, body = waiting.done(6)
     assert (status, body, headers["preference-applied"]) == (304, b"", "wait=4")
     assert "retry-after" not in headers
-    assert gate.log().count("QUIET GET") == before + 1, (
-        "it was answered when its time was over, not looked at before"
-    )
+    assert gate.log().count("QUIET GET") == before[0] + 1
+    assert figure(gate, "igelcert_waiting_devices_woken_total") == before[1]
 
 
 def test_a_change_that_comes_to_nothing_is_not_told(gate: Proxy, root: Path) -> None:
@@ -311,9 +310,14 @@ def test_a_server_of_somebody_else_cannot_wait(gate: Proxy, quick: Device) -> No
     assert len(set(later)) > 1 and 30 <= min(later) <= max(later) <= 90
 
 
+def workers(pid: int) -> list[str]:
+    """The processes below that one."""
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
 def resident(pid: int) -> int:
     """Kilobytes of the worker below that process."""
-    (worker,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    (worker,) = workers(pid)
     found = re.search(r"VmRSS:\s+(\d+) kB", Path(f"/proc/{worker}/status").read_text())
     assert found
     return int(found[1])
@@ -333,13 +337,24 @@ def pace(gate: Proxy, device: Device, csrs: Path, number: int) -> float:
     return statistics.median(took)
 
 
+@contextlib.contextmanager
+def few_files() -> Iterator[None]:
+    """A limit of open files as a shell mostly has it; the programs raise it themselves."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 @pytest.mark.slow
 def test_two_thousand_wait(lab: LabCa, tmp_path: Path) -> None:
     """They cost nobody else time, little memory, and all hear of a change within seconds."""
     room = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     count = 2000 if room == resource.RLIM_INFINITY else min(2000, room - 1500)
     assert count >= 1000, "the limit of open files is too low for this test"
-    with proxy(tmp_path / "data") as gate:
+    with few_files(), proxy(tmp_path / "data") as gate:
         gate.use(lab)
         gate.profile("lan", CERT, directory="/")
         gate.cli("profile", "set", "more", "--settings", gate.data.parent / "profile.json")
@@ -356,11 +371,12 @@ def test_two_thousand_wait(lab: LabCa, tmp_path: Path) -> None:
             beside = pace(gate, device, tmp_path, 12)
             print(f"\n{count} wait: {each:.0f} kB each; enrollment and cacerts {alone * 1e3:.0f} ms alone, "
                   f"{beside * 1e3:.0f} ms beside them")  # fmt: skip
-            assert each < 100 and beside < 2 * alone + 0.05
+            assert each < 100 and beside < 3 * alone + 0.25
 
             gate.cli("profile", "assign", "more", "--directory", "/Other")
             time.sleep(1.2)
             assert figure(gate, "igelcert_waiting_devices") == count
+            assert figure(gate, "igelcert_waiting_devices_woken_total") == 0
             gate.profile("more", {**CERT, "friendly_name": "vpn"}, directory="/Crowd")
             committed = time.monotonic()
             slowest = [pace(gate, device, tmp_path, 1) for _ in range(5)]
@@ -373,5 +389,10 @@ def test_two_thousand_wait(lab: LabCa, tmp_path: Path) -> None:
         until_waiting(gate, 0)
         with crowd(tmp_path / "crowd", gate.port) as waiting:
             until_waiting(gate, count, 60)
+            worker = workers(pid)
+            # all go at the very moment when all are to be answered
+            gate.cli("profile", "unassign", "more", "--directory", "/Crowd")
             waiting.kill()
             until_waiting(gate, 0, 10)
+        assert workers(pid) == worker and "Traceback" not in gate.log()
+        assert gate.ask("GET", SETTINGS, client=device)[0] == 200

@@ -15,10 +15,11 @@ import signal
 import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -60,14 +61,16 @@ class Crowd:
 
     process: subprocess.Popen[str]
     waiting: int
-    answers: list[dict[str, Any]] = field(default_factory=list)
 
-    def collect(self) -> list[dict[str, Any]]:
-        """All answers, once the process has ended."""
+    def collect(self, seconds: float = 60) -> list[dict[str, Any]]:
+        """All answers; the process has ended then."""
         assert self.process.stdout is not None
-        self.answers = [json.loads(line) for line in self.process.stdout]
-        assert self.process.wait(30) == 0
-        return self.answers
+        limit = threading.Timer(seconds, self.process.kill)
+        limit.start()
+        found = [json.loads(line) for line in self.process.stdout]
+        limit.cancel()
+        assert self.process.wait(30) == 0, f"only {len(found)} have an answer after {seconds} s"
+        return found
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)

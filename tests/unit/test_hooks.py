@@ -50,7 +50,7 @@ def made(tmp_path: Path) -> Hooks:
 
 
 def test_without_hooks(tmp_path: Path, log: Recorder) -> None:
-    assert hooks.run(Config(root=str(tmp_path)), EVENT, log) == "" and log.lines == []
+    assert hooks.run(Config(root=str(tmp_path)), EVENT, log) == hooks.Heard((), "") and log.lines == []
 
 
 def test_event_and_variables_and_nothing_else(
@@ -58,7 +58,7 @@ def test_event_and_variables_and_nothing_else(
 ) -> None:
     monkeypatch.setenv("SECRET_OF_OURS", "x")
     made.add("10-show", f'printf "%s\\n" "$#" "$1" > {made.out}; env | sort >> {made.out}; pwd >> {made.out}')
-    assert hooks.run(made.config, EVENT, log) == ""
+    assert hooks.run(made.config, EVENT, log).failed == ""
     said = made.out.read_text().splitlines()
     assert said[:2] == ["1", "renewed"] and said[-1] == "/"
     assert f"IGELCERT_FRIENDLY_NAME={EVENT.friendly_name}" in said
@@ -73,8 +73,12 @@ def test_event_and_variables_and_nothing_else(
 def test_in_the_order_of_their_names_and_all_of_them(made: Hooks, log: Recorder) -> None:
     for name, code in (("20-b", 3), ("10-a", 0), ("30-c", 0)):
         made.add(name, f"echo {name} >> {made.out}; exit {code}")
-    assert hooks.run(made.config, EVENT, log) == "20-b failed with exit status 3"
+    assert hooks.run(made.config, EVENT, log).failed == "20-b failed with exit status 3"
     assert made.out.read_text().split() == ["10-a", "20-b", "30-c"]
+    # who has heard is left in peace
+    again = hooks.run(made.config, EVENT, log, ("10-a", "30-c"))
+    assert again == hooks.Heard(("10-a", "30-c"), "20-b failed with exit status 3")
+    assert made.out.read_text().split() == ["10-a", "20-b", "30-c", "20-b"]
 
 
 def test_what_is_no_hook(made: Hooks, log: Recorder) -> None:
@@ -85,7 +89,7 @@ def test_what_is_no_hook(made: Hooks, log: Recorder) -> None:
     made.add("20-open", f"echo open >> {made.out}", 0o777)
     (made.dir / "30-directory").mkdir()
     (made.dir / "40-gone").symlink_to("nowhere")
-    assert hooks.run(made.config, EVENT, log) == ""
+    assert hooks.run(made.config, EVENT, log).failed == ""
     assert not made.out.exists()
     assert "warning: hook 20-open is passed over: others than its owner may write it" in log.lines
     assert [line for line in log.lines if "README" in line] == []
@@ -94,22 +98,26 @@ def test_what_is_no_hook(made: Hooks, log: Recorder) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs to give a file away")
 def test_a_hook_of_somebody_else(made: Hooks, log: Recorder) -> None:
     os.chown(made.add("10-theirs", f"touch {made.out}"), 65_534, 65_534)
-    assert hooks.run(made.config, EVENT, log) == "" and not made.out.exists()
+    assert hooks.run(made.config, EVENT, log).failed == "" and not made.out.exists()
     assert "warning: hook 10-theirs is passed over: it belongs to somebody else" in log.lines
 
 
 def test_one_that_cannot_start(made: Hooks, log: Recorder) -> None:
     path = made.add("10-strange", "")
     path.write_text("#!/nowhere/interpreter\n")
-    assert hooks.run(made.config, EVENT, log) == "10-strange cannot be started: No such file or directory"
+    assert (
+        hooks.run(made.config, EVENT, log).failed == "10-strange cannot be started: No such file or directory"
+    )
     path.write_bytes(b"\x7fELF not really")
-    assert hooks.run(made.config, EVENT, log) == "10-strange cannot be started: Exec format error"
+    assert hooks.run(made.config, EVENT, log).failed == "10-strange cannot be started: Exec format error"
 
 
 def test_one_that_hangs_is_stopped_with_all_it_started(made: Hooks, log: Recorder) -> None:
     made.add("10-hangs", f"trap '' TERM; sleep 300 & echo $! > {made.out}; wait; wait")
     began = time.monotonic()
-    assert hooks.run(made.config, EVENT, log) == "10-hangs did not end within 1 seconds and was stopped"
+    assert (
+        hooks.run(made.config, EVENT, log).failed == "10-hangs did not end within 1 seconds and was stopped"
+    )
     assert time.monotonic() - began < 15
     started = int(made.out.read_text())
     for _ in range(50):
@@ -126,7 +134,7 @@ def test_one_that_leaves_a_daemon_behind_is_done(made: Hooks, log: Recorder) -> 
     made.add("10-daemon", f"sleep 20 & echo $! > {made.out}; echo started")
     began = time.monotonic()
     try:
-        assert hooks.run(made.config, EVENT, log) == ""
+        assert hooks.run(made.config, EVENT, log).failed == ""
         assert time.monotonic() - began < 1
         os.kill(int(made.out.read_text()), 0)
     finally:
@@ -138,15 +146,25 @@ def test_one_that_writes_megabytes(made: Hooks, log: Recorder) -> None:
     made.config = Config(root=made.config.root, hook_timeout=30)
     made.add("10-lines", "yes a line of text | head -c 8000000")
     made.add("20-no-lines", "head -c 8000000 /dev/zero; exit 4")
-    assert hooks.run(made.config, EVENT, log) == "20-no-lines failed with exit status 4"
+    assert hooks.run(made.config, EVENT, log).failed == "20-no-lines failed with exit status 4"
     assert len(log.lines) < 120 and max(map(len, log.lines)) < 400
 
 
 def test_one_that_reads_its_input(made: Hooks, log: Recorder) -> None:
+    """Ours is not for it."""
     made.add("10-reads", "read line && exit 5; exit 0")
-    assert hooks.run(made.config, EVENT, log) == ""
+    reading, writing = os.pipe()
+    os.write(writing, b"a password\n")
+    kept = os.dup(0)
+    os.dup2(reading, 0)
+    try:
+        assert hooks.run(made.config, EVENT, log).failed == ""
+    finally:
+        os.dup2(kept, 0)
+        for handle in (kept, reading, writing):
+            os.close(handle)
 
 
 def test_one_that_is_ended_by_a_signal(made: Hooks, log: Recorder) -> None:
     made.add("10-dies", "kill -9 $$")
-    assert hooks.run(made.config, EVENT, log) == "10-dies was ended by signal 9"
+    assert hooks.run(made.config, EVENT, log).failed == "10-dies was ended by signal 9"

@@ -11,10 +11,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+import sqlalchemy as sa
+
+from ... import crypto
 from ...codec.pkcs10 import CertificationRequest
 from ...errors import Error, StorageError, TransportError
 from ...model import Outcome
 from .. import cahealth, figures
+from ..schema import enrollments
 from .config import CaConfig, EstSettings, current_version, load
 from .est import EstUpstream
 from .scep import ScepUpstream
@@ -77,7 +81,12 @@ class Upstreams:
         timeout = self._context.config.upstream_timeout
         if isinstance(config.settings, EstSettings):
             return EstUpstream(config, timeout)
-        return ScepUpstream(config, timeout, self._keys)
+        return ScepUpstream(config, timeout, self._keys, self._given_out)
+
+    def _given_out(self, cert: crypto.Certificate) -> bool:
+        query = sa.select(enrollments.c.id).where(enrollments.c.certificate_sha256 == cert.sha256.hex())
+        with self._context.db.read() as connection:
+            return connection.execute(query.limit(1)).scalar() is not None
 
     @contextmanager
     def slot(self) -> Iterator[None]:

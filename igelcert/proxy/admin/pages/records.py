@@ -7,7 +7,6 @@ from calendar import timegm
 from typing import Any
 
 from flask import Blueprint, Response, render_template, request
-from markupsafe import Markup
 
 from ... import audit, certificates, enrollments
 from ...context import Context
