@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import re
 import subprocess
 import time
@@ -11,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import pkcs12
+from cryptography.x509.oid import NameOID
 
 from tests.support.chain import Device, LabCa, Proxy, command
 
@@ -207,9 +213,12 @@ def test_what_is_wrong_is_said_at_its_field_and_nothing_is_lost(
         ("noise.p12", b"no keystore", "Cannot be used"),
         ("key.pem", b"-----BEGIN PRIVATE KEY-----\n", "Is PEM, not PKCS#12"),
         ("empty.p12", b"", "Is empty"),
+        ("expired.p12", _keystore(expired=True), "has expired"),
+        ("alone.p12", _keystore(certificate=False), "Holds no private key with its certificate"),
     ):
         (tmp_path / name).write_bytes(data)
         page.get_by_label("Upload keystore").set_input_files(tmp_path / name)
+        page.get_by_label("Keystore password").fill("secret")
         page.get_by_role("button", name="Save", exact=True).click()
         page.locator("#keystore-error", has_text=sentence).wait_for()
     (tmp_path / "large.p12").write_bytes(b"x" * (50 << 20))
@@ -231,6 +240,44 @@ def test_what_is_wrong_is_said_at_its_field_and_nothing_is_lost(
     page.get_by_role("button", name="Save", exact=True).dblclick()
     page.get_by_text("Saved. It counts from the next request on.").wait_for()
     assert walk.strange == []
+
+
+def _keystore(*, expired: bool = False, certificate: bool = True) -> bytes:
+    """PKCS#12 under the password "secret"."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "RA")])
+    end = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=-1 if expired else 30)
+    builder = x509.CertificateBuilder().subject_name(name).issuer_name(name).public_key(key.public_key())
+    builder = (
+        builder.serial_number(7).not_valid_before(end - datetime.timedelta(days=60)).not_valid_after(end)
+    )
+    cert = builder.sign(key, hashes.SHA256()) if certificate else None
+    protection = serialization.BestAvailableEncryption(b"secret")
+    return pkcs12.serialize_key_and_certificates(b"ra", key, cert, None, protection)
+
+
+def test_a_wrong_scep_server(walk: Any, gate: Proxy, lab: LabCa) -> None:
+    page = walk.page
+    walk.go("/ca?kind=scep")
+    page.get_by_label("Configuration name").fill("S")
+    page.get_by_label("URL", exact=True).fill("ftp://ca.example/x")
+    page.get_by_label("Fingerprint").fill("12:34")
+    page.get_by_text("4 digits: not yet a fingerprint").wait_for()
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.locator("#url-error", has_text="Is not an http or https URL").or_(
+        page.locator("#url-error", has_text="is not an http or https URL")
+    ).wait_for()
+    page.get_by_label("URL", exact=True).fill(lab.scep)
+    page.get_by_role("button", name="Save", exact=True).click()
+    page.locator("#fingerprint-error", has_text="Is no fingerprint").wait_for()
+    page.get_by_label("Fingerprint").fill("00" * 32)
+    page.get_by_role("button", name="Test connection").click()
+    page.locator(".steps li.bad", has_text="fingerprint").wait_for()
+    page.get_by_label("URL", exact=True).fill("http://localhost:1/scep")
+    page.get_by_role("button", name="Test connection").click()
+    page.locator(".steps li.bad", has_text="TCP").wait_for()
+    assert page.get_by_label("Configuration name").input_value() == "S" and walk.strange == []
+    assert "no CA is configured" in gate.cli("ca", "show")
 
 
 def test_two_administrators_edit_one_profile(walk: Any, gate: Proxy) -> None:

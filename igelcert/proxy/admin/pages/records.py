@@ -39,9 +39,8 @@ def add(routes: Blueprint, context: Context) -> None:
             pages=offset_links("enrollments_page", found.total, offset, **filters),
             filters=filters,
             states=enrollments.STATES,
-            # drawn by us, with everything foreign escaped
-            expiries=Markup(charts.bars("Certificates that expire, by week", weeks, 4)),
-            results=Markup(charts.bars("Requests by result, by day", days, 5)),
+            expiries=charts.bars("Certificates that expire, by week", weeks, 4),
+            results=charts.bars("Requests by result, by day", days, 5),
             ages=ages,
             parts=RESULTS,
         )
