@@ -214,7 +214,7 @@ def test_what_is_wrong_is_said_at_its_field_and_nothing_is_lost(
         ("key.pem", b"-----BEGIN PRIVATE KEY-----\n", "Is PEM, not PKCS#12"),
         ("empty.p12", b"", "Is empty"),
         ("expired.p12", _keystore(expired=True), "has expired"),
-        ("alone.p12", _keystore(certificate=False), "Holds no private key with its certificate"),
+        ("alone.p12", _keystore(certificate=False), "there is no certificate for the private key in it"),
     ):
         (tmp_path / name).write_bytes(data)
         page.get_by_label("Upload keystore").set_input_files(tmp_path / name)
