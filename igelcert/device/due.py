@@ -36,6 +36,8 @@ def reason(
         return "settings, host name or address changed"
     if under_way:
         return "a request is under way"
+    if live.cert.serial_hex == cert.enrollment.renew_serial:
+        return "the proxy asks for it"
     return by_time(live.cert, cert, now, chance)
 
 

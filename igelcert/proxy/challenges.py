@@ -99,6 +99,8 @@ def _due(context: Context, unit_id: str, cert: CertSettings) -> bool:
     row = enrollments.latest(context, unit_id, cert.friendly_name)
     if row is None or row.state != "issued" or row.not_after is None:
         return True
+    if cert.enrollment.renew_serial == row.serial:
+        return True
     enrollment, life = cert.enrollment, row.not_after - row.not_before
     if enrollment.renewal_period_units == "days":
         left = enrollment.renewal_period_days * 86_400

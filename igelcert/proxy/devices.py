@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-import csv
 import hashlib
-import io
 import ipaddress
 import json
 import secrets
@@ -21,7 +19,8 @@ from .. import crypto
 from ..codec import pkcs10
 from ..errors import Error, RemoteProtocolError, SettingsError
 from ..model import DeviceFacts, check_dns_name, check_ip, check_text, check_unit_id
-from . import changes
+from . import certificates, changes
+from .audit import actor
 from .context import Context
 from .database import now
 from .schema import assignments, devices, management_certificates, tokens
@@ -32,11 +31,17 @@ __all__ = [
     "add",
     "by_certificate",
     "check_directory",
+    "check_hostname",
+    "check_hostname_text",
+    "check_unit",
+    "fresh_row",
     "get",
     "import_csv",
+    "insert_many",
     "listing",
     "must_find",
     "new_token",
+    "of_row",
     "register",
     "remove",
     "renew_identity",
@@ -47,7 +52,6 @@ TOKEN_BYTES = 32
 TOKEN_SECONDS = 7 * 86_400
 TOKEN_REPEAT = 600  # seconds in which a used token answers the same key again: the first answer was lost
 MAX_IPS = 64
-MAX_IMPORT = 100_000
 MAX_MOMENT = 253_402_300_799  # the end of the year 9999
 MANAGEMENT_KEYS = {
     "rsa_2048", "rsa_3072", "rsa_4096", "rsa_8192",
@@ -80,8 +84,21 @@ class Device:
     def facts(self) -> DeviceFacts:
         return DeviceFacts(self.hostname, self.unit_id, self.ips)
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "unit_id": self.unit_id,
+            "directory": self.directory,
+            "hostname": self.hostname,
+            "hostname_fixed": self.hostname_fixed,
+            "ips": list(self.ips),
+            "state": self.state,
+            "created": self.created,
+            "registered_at": self.registered_at,
+            "last_seen": self.last_seen,
+        }
 
-def _device(row: Any) -> Device:
+
+def of_row(row: Any) -> Device:
     return Device(
         row.unit_id,
         row.directory,
@@ -116,18 +133,27 @@ def add(context: Context, unit_id: str, directory: str = "/", hostname: str = ""
     """Makes a device known; it registers with the token that is returned."""
     with context.db.begin() as connection:
         token = _add(connection, unit_id, directory, hostname)
-        context.db.record(connection, "ca-proxy", "device add", f"{unit_id} in {directory}")
+        context.db.record(connection, actor(), "device add", f"{unit_id} in {directory}")
     return token
 
 
 def _add(connection: sa.Connection, unit_id: str, directory: str, hostname: str) -> Token:
-    check_unit_id("--unit-id", unit_id)
+    check_unit(unit_id)
     directory = check_directory(directory)
     if hostname:
-        _check_hostname("--hostname", hostname)
-        if owner := _owner_of(connection, hostname, unit_id):
-            raise SettingsError("--hostname", f"{hostname} is the host name of device {owner}")
-    row = {
+        check_hostname(connection, hostname, unit_id)
+    if _find(connection, unit_id):
+        raise SettingsError(
+            "--unit-id",
+            f"{unit_id} is known already",
+            hint=f"for a new registration token: ca-proxy device token --unit-id {unit_id}",
+        )
+    return insert_many(connection, [fresh_row(unit_id, directory, hostname)], now())[0]
+
+
+def fresh_row(unit_id: str, directory: str, hostname: str) -> dict[str, Any]:
+    """The row of a device that has not registered yet."""
+    return {
         "unit_id": unit_id,
         "directory": directory,
         "hostname": hostname,
@@ -135,24 +161,22 @@ def _add(connection: sa.Connection, unit_id: str, directory: str, hostname: str)
         "ips": "[]",
         "state": "added",
         "report": "{}",
-        "created": now(),
     }
-    if _find(connection, unit_id):
-        raise SettingsError(
-            "--unit-id",
-            f"{unit_id} is known already",
-            hint=f"for a new registration token: ca-proxy device token --unit-id {unit_id}",
-        )
-    connection.execute(devices.insert().values(row))
-    return _token(connection, unit_id)
 
 
-def _token(connection: sa.Connection, unit_id: str) -> Token:
-    token = secrets.token_urlsafe(TOKEN_BYTES)
-    expires = now() + TOKEN_SECONDS
-    digest = hashlib.sha256(token.encode()).hexdigest()
-    connection.execute(tokens.insert().values(token_sha256=digest, unit_id=unit_id, expires=expires))
-    return Token(unit_id, token, expires)
+def insert_many(connection: sa.Connection, rows: list[dict[str, Any]], moment: int) -> list[Token]:
+    """Adds checked rows, each with a token."""
+    if not rows:
+        return []
+    made = [Token(row["unit_id"], secrets.token_urlsafe(TOKEN_BYTES), moment + TOKEN_SECONDS) for row in rows]
+    connection.execute(devices.insert(), [{**row, "created": moment} for row in rows])
+    connection.execute(tokens.insert(), [_token_row(token) for token in made])
+    return made
+
+
+def _token_row(token: Token) -> dict[str, Any]:
+    digest = hashlib.sha256(token.token.encode()).hexdigest()
+    return {"token_sha256": digest, "unit_id": token.unit_id, "expires": token.expires}
 
 
 def new_token(context: Context, unit_id: str) -> Token:
@@ -160,26 +184,29 @@ def new_token(context: Context, unit_id: str) -> Token:
     with context.db.begin() as connection:
         must_find(connection, unit_id)
         connection.execute(tokens.delete().where(tokens.c.unit_id == unit_id, tokens.c.used_at.is_(None)))
-        context.db.record(connection, "ca-proxy", "device token", unit_id)
-        return _token(connection, unit_id)
+        token = Token(unit_id, secrets.token_urlsafe(TOKEN_BYTES), now() + TOKEN_SECONDS)
+        connection.execute(tokens.insert().values(_token_row(token)))
+        context.db.record(connection, actor(), "device token", unit_id)
+    return token
 
 
-def remove(context: Context, unit_id: str) -> None:
-    """Forgets a device: its management certificates are worth nothing from the next request on."""
+def remove(context: Context, *unit_ids: str) -> None:
+    """Forgets devices: their management certificates are worth nothing from the next request on."""
     with context.db.begin() as connection:
-        must_find(connection, unit_id)
-        connection.execute(
-            assignments.delete().where(assignments.c.kind == "device", assignments.c.target == unit_id)
-        )
-        connection.execute(devices.delete().where(devices.c.unit_id == unit_id))
-        context.db.record(connection, "ca-proxy", "device remove", unit_id)
-        changes.note(connection, [("device", unit_id)])
+        for unit_id in unit_ids:
+            must_find(connection, unit_id)
+            connection.execute(
+                assignments.delete().where(assignments.c.kind == "device", assignments.c.target == unit_id)
+            )
+            connection.execute(devices.delete().where(devices.c.unit_id == unit_id))
+            context.db.record(connection, actor(), "device remove", unit_id)
+        changes.note(connection, [("device", unit_id) for unit_id in unit_ids])
 
 
 def listing(context: Context) -> list[Device]:
     with context.db.read() as connection:
         rows = connection.execute(sa.select(devices).order_by(devices.c.directory, devices.c.unit_id))
-        return [_device(row) for row in rows]
+        return [of_row(row) for row in rows]
 
 
 def get(context: Context, unit_id: str) -> Device | None:
@@ -192,49 +219,17 @@ def import_csv(context: Context, text: str) -> list[Token]:
 
     All or none: an error names its line.
     """
-    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), strict=True, delimiter=_delimiter(text))
-    try:
-        columns = [name.strip().lower() for name in reader.fieldnames or ()]
-    except csv.Error as err:
-        raise SettingsError("line 1", f"is not CSV: {err}") from None
-    known = {"unit_id", "directory", "hostname"}
-    if "unit_id" not in columns or not set(columns) <= known or len(set(columns)) != len(columns):
-        raise SettingsError("line 1", "is not the heading unit_id,directory,hostname")
-    reader.fieldnames = columns
-    made = []
-    with context.db.begin() as connection:
-        try:
-            for row in reader:
-                if None in row:
-                    raise SettingsError("", "has more fields than the heading")
-                made.append(
-                    _add(
-                        connection,
-                        (row["unit_id"] or "").strip(),
-                        (row.get("directory") or "/").strip(),
-                        (row.get("hostname") or "").strip(),
-                    )
-                )
-                if len(made) > MAX_IMPORT:
-                    raise SettingsError("", f"more than {MAX_IMPORT} devices at once")
-        except SettingsError as err:
-            raise SettingsError(
-                f"line {reader.line_num}", str(err).removeprefix("--"), hint=err.hint
-            ) from None
-        except csv.Error as err:
-            raise SettingsError(f"line {reader.line_num}", f"is not CSV: {err}") from None
-        context.db.record(connection, "ca-proxy", "device import", f"{len(made)} devices")
-    return made
+    from .importing import Import
 
-
-def _delimiter(text: str) -> str:
-    head = text.partition("\n")[0]
-    return ";" if ";" in head and "," not in head else ","
+    sheet = Import(text)
+    for _ in sheet.check():
+        pass
+    return sheet.write(context)
 
 
 def _find(connection: sa.Connection, unit_id: str) -> Device | None:
     row = connection.execute(sa.select(devices).where(devices.c.unit_id == unit_id)).one_or_none()
-    return _device(row) if row else None
+    return of_row(row) if row else None
 
 
 def must_find(connection: sa.Connection, unit_id: str) -> Device:
@@ -259,7 +254,7 @@ def by_certificate(context: Context, certificate: bytes) -> Device | None:
     with context.db.read() as connection:
         digest = hashlib.sha256(certificate).hexdigest()
         row = connection.execute(_BY_CERTIFICATE, {"digest": digest}).one_or_none()
-    return _device(row) if row else None
+    return of_row(row) if row else None
 
 
 def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -313,7 +308,10 @@ def report(context: Context, device: Device, body: Mapping[str, Any]) -> None:
         _note_facts(connection, device.unit_id, body)
         values: dict[str, Any] = {"last_seen": now()}
         if certs is not None:
-            values["report"] = json.dumps({"certs": _report(certs)})
+            said = _report(certs)
+            values["report"] = json.dumps({"certs": said})
+            names = [entry["friendly_name"] for entry in said]
+            certificates.forget(connection, device.unit_id, names, now() - 3600)
         connection.execute(devices.update().where(devices.c.unit_id == device.unit_id).values(values))
 
 
@@ -369,6 +367,21 @@ def _check_address(text: str) -> str:
     if found.is_loopback or found.is_unspecified or found.is_multicast:
         raise SettingsError("ips", f"{text!r} is no address of one device")
     return str(found)
+
+
+def check_unit(unit_id: str) -> str:
+    return check_unit_id("--unit-id", unit_id)
+
+
+def check_hostname(connection: sa.Connection, hostname: str, unit_id: str) -> None:
+    """Can an administrator give this host name to the device? SettingsError."""
+    check_hostname_text(hostname)
+    if owner := _owner_of(connection, hostname, unit_id):
+        raise SettingsError("--hostname", f"{hostname} is the host name of device {owner}")
+
+
+def check_hostname_text(hostname: str) -> None:
+    _check_hostname("--hostname", hostname)
 
 
 def _check_hostname(path: str, value: object) -> None:

@@ -20,7 +20,7 @@ from .context import Context
 from .database import now
 from .devices import Device
 
-__all__ = ["Client", "client_of"]
+__all__ = ["Client", "client_of", "is_frontend"]
 
 DATES_KEPT = 16_384  # certificates, of less than a kilobyte each
 
@@ -61,7 +61,7 @@ class Client:
 
 def client_of(context: Context, environ: Mapping[str, Any]) -> Client:
     """The client of a request; RemoteProtocolError for a header that cannot be read or a certificate out of date."""
-    if _is_frontend(context, str(environ.get("REMOTE_ADDR", ""))):
+    if is_frontend(context, str(environ.get("REMOTE_ADDR", ""))):
         certificate = _from_header(str(environ.get("HTTP_CLIENT_CERT", "")))
     else:
         certificate = _from_socket(environ.get("gunicorn.socket"))
@@ -70,7 +70,8 @@ def client_of(context: Context, environ: Mapping[str, Any]) -> Client:
     return Client(context, certificate)
 
 
-def _is_frontend(context: Context, address: str) -> bool:
+def is_frontend(context: Context, address: str) -> bool:
+    """Is the address one of a TLS front end whose headers count?"""
     if not context.config.trusted_frontends:
         return False
     try:

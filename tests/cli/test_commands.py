@@ -24,6 +24,10 @@ COMMANDS = {
         "", "init", "serve", "migrate", "ca", "ca set-est", "ca set-scep", "ca show", "ca test", "ca clear", "device add",
         "device token", "device list", "device remove", "device import", "profile set", "profile list",
         "profile remove", "profile assign", "profile unassign", "profile passthrough", "device scep-url", "enrollments",
+        "profile show", "profile preview",
+        "device move", "device renew", "directory list", "directory add", "directory move", "directory remove",
+        "user list", "user add", "user password", "user role", "user remove", "token list", "token add",
+        "token remove", "audit",
     ],
 }  # fmt: skip
 

@@ -14,6 +14,7 @@ __all__ = ["bouncy_castle", "cache", "missing", "peer"]
 
 SOURCES = Path(__file__).parents[1] / "peers"
 BC_VERSION = "1.87"
+AXE_VERSION = "4.14.1"
 GO_PROGRAMS = {"scepclient": "scep-v2.3.0", "scepserver": "scep-v2.3.0", "step-ca": "step-ca-v0.30.2"}
 KEYGEN = {
     "keygen-go": ("keygen-go/go.mod", "keygen-go/main.go"),
@@ -21,6 +22,7 @@ KEYGEN = {
     "keygen-ec": ("keygen_ec.c",),
 }
 SYSTEM = {
+    "chromium": "chromium",
     "certutil": "certutil",
     "charon-systemd": "charon-systemd",
     "curl": "curl",
@@ -70,6 +72,9 @@ def peer(name: str) -> Path:
         files = ("est-ca/Cargo.toml", "est-ca/Cargo.lock", "est-ca/src/main.rs")
         program = cache() / f"est-ca-{_digest(*files)}" / "est-ca-peer"
         found = program if os.access(program, os.X_OK) else None
+    elif name == "axe-core":
+        script = cache() / f"axe-core-{AXE_VERSION}" / "axe.min.js"
+        found = script if script.is_file() else None
     elif name in KEYGEN:
         program = cache() / f"{name}-{_digest(*KEYGEN[name])}" / name
         found = program if os.access(program, os.X_OK) else None
