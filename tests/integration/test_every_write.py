@@ -243,7 +243,7 @@ def whole(*names: str, **subject: str) -> Check:
         assert set(sets) == set(names)
         place, cas = root / "wfs/igel-certs", set()
         assert set(os.listdir(place)) == {*names, ".lock", ".store"}
-        assert set(os.listdir(place / ".store")) <= {*names, ".lock", "castore.json"}
+        assert set(os.listdir(place / ".store")) <= {*names, ".lock", ".castore.json"}
         for name, files in sets.items():
             cert = check_set(files, PASSWORD)
             cas |= set(x509.load_pem_x509_certificates(files["cacerts.pem"]))
