@@ -195,9 +195,7 @@ class World:
     hostname: str = "tc"
     hook_works: bool = True
     wanted: tuple[tuple[str, str], ...] = (("lan", "A"),)  # friendly name, organization
-    heard: list[tuple[str, str, str, str]] = field(
-        default_factory=list
-    )  # event, name, the certificate's digest, hook
+    heard: list[tuple[str, str, str, str]] = field(default_factory=list)  # event, name, digest, hook
     newest: dict[str, int] = field(
         default_factory=dict
     )  # by name: when the live certificate was issued, counted
@@ -222,8 +220,8 @@ class World:
 
     def hooks(self, _config: Config, event: hooks.Event, _log: Log, done: Container[str] = ()) -> hooks.Heard:
         """One that always works, and one that does not always."""
-        path = Path(event.directory, "cert.pem")
-        digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+        home = Path(event.directory)
+        digest = _digest({path.name: path.read_bytes() for path in home.glob("*.pem")})
         able = HOOKS if self.hook_works else HOOKS[:1]
         self.heard += [(event.kind, event.friendly_name, digest, hook) for hook in able if hook not in done]
         return hooks.Heard(able, "" if self.hook_works else f"{HOOKS[1]} failed with exit status 1")
@@ -288,7 +286,7 @@ class World:
             told = {each[1]: each for each in self.heard if each[3] == hook and each[0] != "failed"}
             assert {name for name, each in told.items() if each[0] != "removed"} == names
             for name in names:
-                assert told[name][2] == hashlib.sha256(sets[name]["cert.pem"]).hexdigest()
+                assert told[name][2] == _digest(sets[name])
         assert check_store(self.root, done=bool(cas)) == cas
         self._nothing_is_left(names)
 
@@ -301,6 +299,11 @@ class World:
             assert (
                 left[-1] == (place / name).resolve().name and len(left) <= 2 and left[0].startswith("gen-")
             ), left
+
+
+def _digest(files: dict[str, bytes]) -> str:
+    """What hooks hear of: the certificate and its CAs; "" without one."""
+    return hashlib.sha256(files["cert.pem"] + files["cacerts.pem"]).hexdigest() if files else ""
 
 
 # ---- what may happen ------------------------------------------------------------------------------
@@ -397,6 +400,12 @@ def _another_root(world: World) -> None:
     world.now += 30 * DAY
 
 
+def _another_root_while_a_hook_fails(world: World) -> None:
+    world.hook_works = False
+    world.run(force=True)
+    _another_root(world)
+
+
 def _waits_for_another(world: World) -> None:
     world.wanted, world.ca.mode = (("lan", "B"),), "waits"
 
@@ -413,6 +422,12 @@ STORIES: dict[str, tuple[bool, Callable[[World], None], bool, Callable[[World], 
     "dropped": (True, _wants(("vpn", "C")), False, _nothing),
     "dropped, then wanted again": (True, _wants(), False, _wants(("lan", "A"))),
     "the CA has another root": (True, _another_root, False, _nothing),
+    "the CA has another root, and hooks are behind": (
+        True,
+        _another_root_while_a_hook_fails,
+        False,
+        _nothing,
+    ),
 }
 
 
