@@ -333,6 +333,7 @@ def cheap_passwords() -> Iterator[None]:
         yield
 
 
+@pytest.mark.slow
 @settings(max_examples=300)
 @given(st.lists(step, min_size=1, max_size=14))
 def test_whatever_happens(steps: list[tuple[Any, ...]]) -> None:
