@@ -197,7 +197,7 @@ def test_a_removed_certificate_that_is_wanted_again(host: Host, ca: SlowCa) -> N
     hook(host, "exit 1")
     host.wants()
     host.do(code=EX_TEMPFAIL)
-    removed = host.certs / ".store/removed.json"
+    removed = host.certs / ".store/.removed.json"
     assert "lan" in json.loads(removed.read_text())
     hook(host, 'echo "$1" >>"${0%/*}/.heard"')
     host.wants(straight("lan", ca.ca.port))
@@ -283,7 +283,7 @@ def test_what_others_left_is_not_swept(host: Host) -> None:
     store = host.store
     foreign = [store / "Their CA.pem.new1", store / "something.new", store / ".backup.new12"]
     at_work = store / f"Test CA.pem.new{os.getpid()}"
-    ours = [store / "Test CA.pem.new999999", host.certs / ".store/castore.json.new999999"]
+    ours = [store / "Test CA.pem.new999999", host.certs / ".store/.castore.json.new999999"]
     for path in (*foreign, at_work, *ours):
         path.write_text("x")
     link = store / ".deadbeef.0.new999999"
