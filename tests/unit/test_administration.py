@@ -19,6 +19,7 @@ from igelcert.proxy import (
     ca,
     cahealth,
     certificates,
+    changes,
     devices,
     enrollments,
     importing,
@@ -249,6 +250,34 @@ def test_a_certificate_that_the_device_no_longer_has_is_forgotten(context: Conte
     assert device is not None
     devices.report(context, device, {"certs": [{"friendly_name": "lan", "state": "ok"}]})
     assert [cert.friendly_name for cert in certificates.of_device(context, "A1")] == ["lan"]
+
+
+def test_who_is_concerned_is_told(context: Context) -> None:
+    """Devices wait for changes of their settings: each change of what they get says whom it concerns."""
+    for name in ("A1", "A2"):
+        devices.add(context, name, "/a")
+    has_certificate(context, "A1", "lan", now() + DAY)
+    seen = changes.newest(context)
+
+    def told() -> set[tuple[str, str]]:
+        nonlocal seen
+        found = changes.since(context, seen)
+        seen = changes.newest(context)
+        return {(each.kind, each.target) for each in found}
+
+    certificates.renew_now(context, "A1")
+    assert told() == {("device", "A1")}
+    inventory.move(context, ["A1", "A2"], "/b")
+    assert told() == {("device", "A1"), ("device", "A2")}
+    inventory.change(context, "A1", directory="/c")
+    assert told() == {("device", "A1")}
+    inventory.move_directory(context, "/b", "/d")
+    assert ("directory", "/b") in told()
+    profiles.store(context, "p", document("lan"))
+    assert told() == set()
+    profiles.assign(context, "p", directory="/d")
+    profiles.store(context, "p", document("lan", "vpn"))
+    assert told() == {("directory", "/d")}
 
 
 # ---- profiles -----------------------------------------------------------------------------------
