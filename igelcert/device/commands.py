@@ -30,6 +30,10 @@ def run(args: argparse.Namespace, log: Log) -> int:
         return _keygen(args, log)
     agent = Agent(config, log)
     if args.command == "apply":
+        if not args.settings and not os.path.exists(os.path.join(agent.dir, "settings.json")):
+            # nothing is known, which is not the same as nothing is wanted
+            log.warning("there are no settings yet: run rmagent sync, or give --settings")
+            return 0
         return agent.run().apply(_settings(args, agent))
     if args.command == "renew":
         return agent.run().renew(_settings(args, agent), args.names, args.force)
@@ -87,6 +91,7 @@ def _doctor(agent: Agent, as_json: bool) -> int:
         ("identity", _identity),
         ("server", _server),
         ("keys", _keys),
+        ("hooks", _hooks),
     )
     results = []
     for name, check in checks:
@@ -105,9 +110,8 @@ def _doctor(agent: Agent, as_json: bool) -> int:
 
 
 def _clock(agent: Agent) -> str:
-    identity = agent.identity()
     shown = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-    if not schedule.clock_is_sane(int(time.time()), identity.not_before if identity else 0):
+    if not schedule.clock_is_sane(int(time.time()), agent.clock_floor()):
         raise StorageError(f"the clock says {shown}, which cannot be", hint="set the clock")
     return shown
 
@@ -126,7 +130,7 @@ def _disk(agent: Agent) -> str:
 
 
 def _identity(agent: Agent) -> str:
-    cert = agent.identity()
+    cert = agent.identity.certificate()
     if cert is None:
         raise SettingsError("", "this device is not registered", hint="run: rmagent register")
     left = cert.not_after - int(time.time())
@@ -138,11 +142,13 @@ def _identity(agent: Agent) -> str:
 
 
 def _server(agent: Agent) -> str:
-    with agent.proxy() as link:
+    with agent.identity.link() as link:
         answer = link.send(Request("GET", "/rmagent/settings"))
     if answer.status not in {200, 304}:
-        raise StorageError(f"{agent.server} answers {answer.status}", hint="look into the proxy's log")
-    return f"{agent.server} answers, and knows this device"
+        raise StorageError(
+            f"{agent.identity.server} answers {answer.status}", hint="look into the proxy's log"
+        )
+    return f"{agent.identity.server} answers, and knows this device"
 
 
 def _keys(agent: Agent) -> str:
@@ -156,3 +162,17 @@ def _keys(agent: Agent) -> str:
     if bad:
         raise StorageError("; ".join(bad), hint="run: igel-certs apply")
     return f"{len(settings.certs)} certificate(s), each with its key"
+
+
+def _hooks(agent: Agent) -> str:
+    tree = agent.run().tree
+    troubled = [
+        f"{name}: {trouble.get('error')}"
+        for name in tree.names()
+        if isinstance(trouble := tree.state(name).get("hooks"), dict)
+    ]
+    if troubled:
+        raise StorageError(
+            "; ".join(troubled), hint="look into the hook and the log; hooks are run again by themselves"
+        )
+    return "every hook has heard of every certificate"

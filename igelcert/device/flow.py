@@ -1,10 +1,11 @@
-"""The story of a device run: settings, is it due, key, CSR, transport, reply, checks, files, CA store.
+"""The story of a device run: settings, is it due, key, CSR, transport, reply, checks, files, CA store, hooks.
 
 What a run needs from outside (network, clock, facts) comes as arguments, so a test can be all of it.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,11 +17,12 @@ from ..codec.pem import decode_pem
 from ..errors import Error, RemoteProtocolError, SettingsError, StorageError, TransportError
 from ..model import CsrSpec, DeviceFacts, Issued, Outcome, Pending, Refused
 from ..settings import CertSettings, Settings
-from . import files, keys, schedule
+from . import due, files, keys, notes, schedule
 from .castore import CaStore
 from .config import Config
 from .log import Log
-from .store import Tree
+from .settle import Settler, note_removal
+from .store import Lock, Tree
 
 __all__ = ["EX_CONFIG", "EX_FAILED", "EX_OK", "EX_TEMPFAIL", "Run", "Way", "exit_code"]
 
@@ -55,21 +57,47 @@ def code_of(err: Error) -> int:
 
 
 @dataclass(slots=True)
+class Ask:
+    """One certificate in one run. mark: fingerprint of what settings and facts ask for."""
+
+    cert: CertSettings
+    spec: CsrSpec
+    mark: str
+    live: keys.Live
+    state: notes.State
+
+    @property
+    def name(self) -> str:
+        return self.cert.friendly_name
+
+
+@dataclass(slots=True)
 class Run:
-    """One run over a tree. `now`: seconds since 1970. `connect`: opens the way to a certificate's server."""
+    """One run over a tree. `now`: seconds since 1970. `connect`: opens the way to a certificate's server.
+
+    floor: an instant that lies behind us for sure. paced: it is the resident agent's: what failed waits for its
+    next try, and what is due for its place among many.
+    """
 
     config: Config
     facts: DeviceFacts
     log: Log
     now: Callable[[], int]
     connect: Connect
+    floor: int = 0
+    paced: bool = False
     tree: Tree = field(init=False)
     castore: CaStore = field(init=False)
+    settler: Settler = field(init=False)
 
     def __post_init__(self) -> None:
         self.tree = Tree(self.config.tree_root, self.config.ids)
         manifest = f"{self.tree.store}/castore.json"
         self.castore = CaStore(self.config.at(self.config.ca_store), manifest)
+        self.settler = Settler(self.config, self.tree, self.log, self.now, self._lock)
+
+    def _lock(self) -> Lock:
+        return self.tree.lock(LOCK_SECONDS)
 
     # ---- the whole document ---------------------------------------------------------------------
 
@@ -78,14 +106,16 @@ class Run:
         for warning in settings.warnings:
             self.log.warning(warning)
         files.need_mount(self.config.tree_root, self.config.root)
-        with self.tree.lock(LOCK_SECONDS):
-            codes = [self._one(cert, forced=False) for cert in settings.certs]
+        with self._lock():
+            codes = self._each(settings.certs, forced=False)
             wanted = {cert.friendly_name for cert in settings.certs}
             for name in self.tree.names():
                 if name not in wanted:
+                    note_removal(self.tree, name, self.now())
                     self.tree.remove(name)
                     self.log.info(f"{name}: removed, the settings no longer have it")
             codes.append(self._install())
+        codes.append(self._settle(settings))
         return exit_code(codes)
 
     def renew(self, settings: Settings, names: Sequence[str], force: bool) -> int:
@@ -95,16 +125,33 @@ class Run:
             self.log.error(f"{name}: the settings have no such certificate")
         if not settings.certs:
             self.log.warning("there are no settings with certificates: run rmagent sync, or give --settings")
-        with self.tree.lock(LOCK_SECONDS):
+        with self._lock():
             chosen = [cert for cert in settings.certs if not names or cert.friendly_name in names]
-            codes = [self._one(cert, forced=force) for cert in chosen]
+            codes = self._each(chosen, forced=force)
             codes.append(self._install())
+        codes.append(self._settle(settings))
         return exit_code([*codes, EX_FAILED if unknown else EX_OK])
 
     def install_cas(self) -> int:
         """(Re)installs the CAs of every live certificate into the OpenSSL store."""
-        with self.tree.lock(LOCK_SECONDS):
+        with self._lock():
             return self._install()
+
+    def next_step(self, settings: Settings) -> int | None:
+        """When the resident agent has to run again for what is noted now; None when never."""
+        found = [
+            notes.next_step(self.tree.state(cert.friendly_name), self._place(cert.friendly_name))
+            for cert in settings.certs
+        ]
+        found.append(self.settler.next_removal())
+        return min((moment for moment in found if moment is not None), default=None)
+
+    def _each(self, certs: Sequence[CertSettings], *, forced: bool) -> list[int]:
+        if certs and not schedule.clock_is_sane(self.now(), self.floor):
+            self.log.error("the clock is not set; waiting for the right time")
+            self.log.hint("set the clock, then run again")
+            return [EX_TEMPFAIL]
+        return [self._one(cert, forced) for cert in certs]
 
     def _install(self) -> int:
         try:
@@ -115,88 +162,109 @@ class Run:
             return code_of(err)
         return EX_OK
 
+    def _settle(self, settings: Settings) -> int:
+        try:
+            return EX_OK if self.settler.settle(settings, paced=self.paced) else EX_TEMPFAIL
+        except Error as err:
+            self.log.error(f"hooks and notifications: {err}")
+            self.log.hint(err.hint)
+            return code_of(err)
+
     def _cas_of(self, name: str) -> list[bytes]:
         return decode_pem(self.tree.read(name, "cacerts.pem") or b"")
+
+    def _place(self, name: str) -> float:
+        return schedule.place_of(f"{self.facts.unit_id}/{name}")
 
     # ---- one certificate ------------------------------------------------------------------------
 
     def _one(self, cert: CertSettings, forced: bool) -> int:
         """Enrolls or renews when it is due; a failure is noted, shown, and leaves what is there in place."""
         name = cert.friendly_name
+        mark = ""
         try:
-            return self._enroll(cert, forced)
+            spec = cert.csr_spec(self.facts)
+            mark = keys.fingerprint(cert, spec)
+            live = keys.live(self.tree, name, cert.key.password)
+            ask = Ask(cert, spec, mark, live, self._healed(cert, live))
+            reason = self._reason(ask, forced)
+            if not reason:
+                self._note(name, self._settled(ask))
+                return EX_OK
+            return self._enroll(ask, reason, forced)
         except Error as err:
             self.log.error(f"{name}: {err}")
             self.log.hint(err.hint)
-            self._note_failure(name, str(err), None)
+            self._note_failure(name, mark, str(err))
             return code_of(err)
 
-    def _enroll(self, cert: CertSettings, forced: bool) -> int:
-        """is it due? → key → CSR → transport → reply → checks → new generation → state."""
-        name = cert.friendly_name
-        spec = cert.csr_spec(self.facts)
-        mark = keys.fingerprint(cert, spec)
-        live = keys.live(self.tree, name, cert.key.password)
-        reason = "forced" if forced else self._due(cert, live, mark)
-        if not reason:
-            self._note_schedule(cert, live.cert)
-            return EX_OK
-        if (wait := self._told_to_wait(name, mark)) and not forced:
+    def _reason(self, ask: Ask, forced: bool) -> str:
+        """Why a new certificate is asked for now, "" when none is."""
+        if forced:
+            return "forced"
+        under_way = self.tree.pending(ask.name) is not None
+        chance = self._place(ask.name) if self.paced else None
+        found = due.reason(
+            ask.cert, ask.live, ask.state, ask.mark, self.now(), under_way=under_way, chance=chance
+        )
+        if (
+            found
+            and ask.live.cert
+            and not ask.live.problem
+            and due.address_alone(ask.cert, self.facts, ask.state)
+        ):
+            found = self._address(ask)
+        else:
+            ask.state.pop("address", None)
+        return found or self._look_at_cas(ask)
+
+    def _address(self, ask: Ask) -> str:
+        """A new address counts when it stays, and not each time: one that flaps costs no certificate each time.
+        No address at all is no new one."""
+        if not self.facts.ips:
+            return ""
+        ask.state = notes.address_seen(ask.state, self.facts.ips, self.now())
+        since = int(ask.state["address"]["since"]) if self.paced else 0
+        if self.now() < schedule.address_due(since, int(ask.state.get("address_at", 0))):
+            self._note(ask.name, ask.state)
+            return due.by_time(ask.live.cert, ask.cert, self.now(), None) if ask.live.cert else ""
+        ask.state = {**ask.state, "address_at": self.now()}
+        self._note(ask.name, ask.state)
+        return "the address changed"
+
+    def _enroll(self, ask: Ask, reason: str, forced: bool) -> int:
+        """key → CSR → transport → reply → checks → new generation → state."""
+        name, cert, live = ask.name, ask.cert, ask.live
+        if not forced and (wait := self._waits(ask)):
             self.log.info(f"{name}: waiting, the next try is in {wait} seconds")
             return EX_TEMPFAIL
-        if not schedule.clock_is_sane(self.now()):
-            raise TransportError(
-                "the clock is not set; waiting for the right time",
-                link="clock",
-                hint="set the clock, then run again",
-            )
         self.tree.place(name)
-        renewing = self._renewable(live.cert, spec) if live.usable else None
+        renewing = self._renewable(live.cert, ask.spec) if live.usable else None
         self.log.info(
             f"{name}: {'renewing' if renewing else 'enrolling'} ({reason}), key type {cert.key.type}"
         )
-        key, csr, kept = keys.key_for_request(self.tree, cert, spec, mark)
+        key, csr, kept = keys.key_for_request(self.tree, cert, ask.spec, ask.mark)
         if kept:
             self.log.info(f"{name}: asking again with the request that is under way")
         server = self.connect(cert, live.cert if renewing else None)
         try:
             outcome = server.enroll(key, csr, renew=renewing is not None, kept=kept)
             if isinstance(outcome, Pending):
-                return self._note_pending(name, mark, outcome)
+                return self._note_pending(ask, outcome)
             if isinstance(outcome, Refused):
-                return self._note_refusal(name, outcome)
+                return self._note_refusal(ask, outcome)
             cas = server.cacerts()
         except RemoteProtocolError as err:
             raise RemoteProtocolError(f"the answer cannot be used: {err}", hint=err.hint) from None
         finally:
             server.close()
-        self._store(cert, key, csr, mark, outcome, cas, live.cert)
+        self._store(ask, key, csr, outcome, cas, reason)
         return EX_OK
 
-    def _due(self, cert: CertSettings, live: keys.Live, mark: str) -> str:
-        """Why a new certificate is needed; "" when none is."""
-        if live.cert is None:
-            return live.problem or "new"
-        if live.problem:
-            return live.problem
-        state = self.tree.state(cert.friendly_name)
-        if state.get("spec", mark) != mark:
-            return "the settings changed"
-        if state.get("pending") and state.get("retry_spec") == mark and self.tree.pending(cert.friendly_name):
-            return "a request is under way"
-        moment = schedule.renew_at(live.cert.not_before, live.cert.not_after, cert.enrollment)
-        if moment is not None and self.now() >= moment:
-            return "expired" if self.now() >= live.cert.not_after else "due for renewal"
-        return ""
-
-    def _told_to_wait(self, name: str, mark: str) -> int:
-        """Seconds that the server asked us to stay away for this very request."""
-        state = self.tree.state(name)
-        if state.get("retry_spec") != mark:
-            return 0
-        wait = int(state.get("retry_at", 0)) - self.now()
-        # a clock that was set back must not make a wait longer than any server asks for
-        return wait if 0 < wait <= 86_400 else 0
+    def _waits(self, ask: Ask) -> int:
+        """Seconds until what the server, or our own pace, allows."""
+        told = notes.told_to_wait(ask.state, ask.mark, self.now())
+        return max(told, notes.waits_until(ask.state, ask.mark, self.now())) if self.paced else told
 
     def _renewable(self, current: crypto.Certificate | None, spec: CsrSpec) -> crypto.Certificate | None:
         """The live certificate when /simplereenroll may renew it: valid, subject and SAN the same."""
@@ -206,99 +274,169 @@ class Run:
         return current if same else None
 
     def _store(
-        self,
-        cert: CertSettings,
-        key: crypto.Key,
-        csr: bytes,
-        mark: str,
-        outcome: Issued,
-        cas: list[bytes],
-        previous: crypto.Certificate | None,
+        self, ask: Ask, key: crypto.Key, csr: bytes, outcome: Issued, cas: list[bytes], reason: str
     ) -> None:
-        name = cert.friendly_name
+        name, previous = ask.name, ask.live.cert
         request = pkcs10.parse(csr, verify=False)
         good = answers.check(
             outcome.certificates, cas, key.spki(), self.now(), request=request, previous=previous
         )
         for warning in good.warnings:
             self.log.warning(f"{name}: {warning}")
-        password = cert.key.password
-
-        def write_pfx(fd: int) -> None:
-            legacy = self.config.pfx_encryption == "legacy"
-            authorities = [ca.der for ca in good.cas]
-            crypto.write_pfx(fd, key, good.cert.der, authorities, password or b"", name, legacy=legacy)
-
-        self.tree.put(
-            name,
-            lambda fd: key.write(fd, password),
-            write_pfx,
-            good.cert.pem(),
-            [(ca.cn, ca.pem()) for ca in good.cas],
-        )
+        self._put(ask.cert, key, good)
         self.tree.save_state(
-            name,
-            {
-                "spec": mark,
-                "enrolled_at": self.now(),
-                "serial": good.cert.serial_hex,
-                "renew_at": schedule.renew_at(good.cert.not_before, good.cert.not_after, cert.enrollment),
-                "warnings": list(good.warnings),
-            },
+            name, self._enrolled(ask.cert, good.cert, ask.state, ask.mark, reason, good.warnings)
         )
         self.tree.drop_pending(name)
         verb = "renewed" if previous else "enrolled"
         self.log.info(f"{name}: {verb}, serial {good.cert.serial_hex}, issued by {good.cert.issuer_text}")
 
+    def _put(self, cert: CertSettings, key: crypto.Key, good: answers.Bundle) -> None:
+        """A new generation with key, certificate and CAs."""
+        password = cert.key.password
+
+        def write_pfx(fd: int) -> None:
+            legacy = self.config.pfx_encryption == "legacy"
+            authorities = [ca.der for ca in good.cas]
+            name = cert.friendly_name
+            crypto.write_pfx(fd, key, good.cert.der, authorities, password or b"", name, legacy=legacy)
+
+        self.tree.put(
+            cert.friendly_name,
+            lambda fd: key.write(fd, password),
+            write_pfx,
+            good.cert.pem(),
+            [(ca.cn, ca.pem()) for ca in good.cas],
+        )
+
+    # ---- the CA's certificates ------------------------------------------------------------------
+
+    def _look_at_cas(self, ask: Ask) -> str:
+        """Has the CA other certificates than ours of it, now and then? They are taken over, and when they no
+        longer vouch for the live certificate, that is the reason for a new one."""
+        live, state = ask.live.cert, ask.state
+        dates = (live.not_before, live.not_after) if live else (0, 0)
+        if live is None or self.now() < schedule.cas_due(int(state.get("cas_at", self.now())), *dates):
+            return ""
+        try:
+            server = self.connect(ask.cert, None)
+            try:
+                cas = server.cacerts()
+            finally:
+                server.close()
+        except Error as err:
+            self.log.warning(f"{ask.name}: the CA certificates could not be compared: {err}")
+            ask.state = notes.cas_unknown(state, self.now())
+            return ""
+        ask.state = {**state, "cas_at": self.now()}
+        if set(cas) == set(self._cas_of(ask.name)):
+            return ""
+        return self._take_over(ask, live, cas)
+
+    def _take_over(self, ask: Ask, live: crypto.Certificate, cas: list[bytes]) -> str:
+        """The live certificate with the CA's new certificates beside it, as a new generation."""
+        try:
+            good = answers.check([live.der], cas, live.spki, self.now())
+        except answers.NoChain:
+            return "the CA changed"
+        if {ca.der for ca in good.cas} == set(self._cas_of(ask.name)):
+            return ""
+        key = keys.read_key(f"{self.tree.path}/{ask.name}/pkey.pem", ask.cert.key.password)
+        self._put(ask.cert, key, good)
+        ask.state = {**ask.state, "reason": "the CA's certificates changed"}
+        self.log.info(f"{ask.name}: the CA's certificates changed and were taken over")
+        return ""
+
     # ---- what is noted --------------------------------------------------------------------------
 
-    def _note_schedule(self, cert: CertSettings, live: crypto.Certificate | None) -> None:
-        """The renewal instant follows the settings; an old error goes when nothing is wrong any more."""
-        if live is None:
-            return
-        state = self.tree.state(cert.friendly_name)
-        moment = schedule.renew_at(live.not_before, live.not_after, cert.enrollment)
-        fresh = {k: v for k, v in state.items() if not k.startswith(("error", "retry", "failures"))}
-        fresh["renew_at"] = moment
-        fresh.setdefault("spec", keys.fingerprint(cert, cert.csr_spec(self.facts)))
-        if fresh != state:
-            self.tree.save_state(cert.friendly_name, fresh)
-
-    def _note_pending(self, name: str, mark: str, outcome: Pending) -> int:
-        text = f"the CA has not decided yet{': ' + outcome.reason if outcome.reason else ''}"
-        self.log.info(f"{name}: {text}; asking again in {outcome.retry_after} seconds")
+    def _healed(self, cert: CertSettings, live: keys.Live) -> notes.State:
+        """The state of a certificate. One that went live just before a power cut is noted now, and its request,
+        which was answered, is not kept."""
+        name = cert.friendly_name
         state = self.tree.state(name)
-        self.tree.save_state(
-            name,
-            {
-                **state,
-                "pending": text,
-                "retry_at": self.now() + outcome.retry_after,
-                "retry_spec": mark,
-                "spec": state.get("spec", mark),
-            },
+        found = self.tree.pending(name)
+        if found is None or live.cert is None:
+            return state
+        try:
+            answered = pkcs10.parse(found[1], verify=False).spki == live.cert.spki
+        except Error:
+            return state  # key_for_request drops it
+        if answered:
+            if state.get("serial") != live.cert.serial_hex:
+                mark, why = str(found[0].get("spec", "")), "a power cut came in between"
+                state = self._enrolled(cert, live.cert, state, mark, why)
+                self.tree.save_state(name, state)
+            self.tree.drop_pending(name)
+        return state
+
+    def _enrolled(
+        self,
+        cert: CertSettings,
+        live: crypto.Certificate,
+        state: notes.State,
+        mark: str,
+        reason: str,
+        warnings: tuple[str, ...] = (),
+    ) -> notes.State:
+        return notes.enrolled(
+            state,
+            spec=mark,
+            ips=self.facts.ips,
+            reason=reason,
+            serial=live.serial_hex,
+            dates=(live.not_before, live.not_after),
+            now=self.now(),
+            renew_at=schedule.renew_at(live.not_before, live.not_after, cert.enrollment),
+            warnings=warnings,
         )
+
+    def _settled(self, ask: Ask) -> notes.State:
+        live = ask.live.cert
+        assert live is not None  # else it would be due
+        return notes.settled(
+            ask.state,
+            spec=ask.mark,
+            ips=self.facts.ips,
+            dates=(live.not_before, live.not_after),
+            renew_at=schedule.renew_at(live.not_before, live.not_after, ask.cert.enrollment),
+            now=self.now(),
+        )
+
+    def _note(self, name: str, state: notes.State) -> None:
+        if state != {k: v for k, v in self.tree.state(name).items() if k != "version"}:
+            self.tree.save_state(name, state)
+
+    def _note_pending(self, ask: Ask, outcome: Pending) -> int:
+        text = f"the CA has not decided yet{': ' + outcome.reason if outcome.reason else ''}"
+        self.log.info(f"{ask.name}: {text}; asking again in {outcome.retry_after} seconds")
+        again = self.now() + outcome.retry_after
+        self.tree.save_state(ask.name, notes.pending(ask.state, mark=ask.mark, text=text, retry_at=again))
         return EX_TEMPFAIL
 
-    def _note_refusal(self, name: str, outcome: Refused) -> int:
+    def _note_refusal(self, ask: Ask, outcome: Refused) -> int:
         temporary = (
             outcome.retry_after is not None or outcome.status in {408, 425, 429} or outcome.status >= 500
         )
         text = f"the server {'cannot answer now' if temporary else 'refused'} ({outcome.status}): {outcome.reason}"
-        self.log.error(f"{name}: {text}")
-        self._note_failure(name, text, outcome.retry_after)
+        self.log.error(f"{ask.name}: {text}")
+        self._note_failure(ask.name, ask.mark, text, outcome.retry_after, refused=not temporary)
         if not temporary:
             # the same request would be refused again; the next try makes a new one
-            self.tree.drop_pending(name)
+            self.tree.drop_pending(ask.name)
         return EX_TEMPFAIL if temporary else EX_FAILED
 
-    def _note_failure(self, name: str, text: str, retry_after: int | None) -> None:
-        state = self.tree.state(name)
-        state.update(error=text, error_at=self.now(), failures=int(state.get("failures", 0)) + 1)
-        if retry_after is not None:
-            state["retry_at"] = self.now() + retry_after
-            note = self.tree.pending(name)
-            state["retry_spec"] = note[0].get("spec") if note else ""
+    def _note_failure(
+        self, name: str, mark: str, text: str, retry_after: int | None = None, *, refused: bool = False
+    ) -> None:
+        state = notes.failed(
+            self.tree.state(name),
+            mark=mark,
+            text=text,
+            now=self.now(),
+            refused=refused,
+            retry_after=retry_after,
+            chance=random.random(),
+        )
         try:
             self.tree.save_state(name, state)
         except StorageError as err:

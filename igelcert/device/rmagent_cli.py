@@ -12,12 +12,14 @@ from .commands import read_secret
 from .config import load
 from .flow import code_of
 from .log import Log
+from .residence import become_resident, wake
 from .transport import split_url
 
 __all__ = ["main"]
 
 DESCRIPTION = """\
-Speaks with the proxy: makes this device known, fetches its settings, applies them, reports.
+Speaks with the proxy: makes this device known, fetches its settings, applies them, reports. As resident
+agent it does so as soon as the settings change, and renews what is due.
 
 The management identity lies in /wfs/igel-rmagent: cert.pem, key.pem, trust-store/cacerts.pem. It is apart
 from the certificates that are enrolled, and is renewed by itself.
@@ -26,6 +28,10 @@ EPILOG = """\
 examples:
   rmagent register --server https://proxy.example:8443 --token-file token --ca-file trust.pem
   rmagent sync
+  rmagent run
+
+signals to the resident agent:
+  SIGHUP  look at settings, certificates and addresses now    SIGTERM  end
 
 exit status:
   0 done or nothing to do    1 failed    64 usage
@@ -68,8 +74,26 @@ def _parser() -> argparse.ArgumentParser:
     )
     trust.add_argument("--ca-fingerprint", default="", metavar="SHA256", help="or its SHA-256")
     help_sync = "fetch the settings, bring the certificates in line with them, report; once, for init scripts and cron"
-    commands.add_parser(
+    sync = commands.add_parser(
         "sync", help=help_sync, description=help_sync, parents=[common], epilog=EPILOG, formatter_class=raw
+    )
+    sync.add_argument(
+        "--paced",
+        action="store_true",
+        help="as the resident agent does it: what failed waits for its next try, nothing is written to stderr",
+    )
+    help_run = (
+        "the resident agent: settings as soon as they change, renewals when due; stays in the foreground"
+    )
+    run = commands.add_parser(
+        "run", help=help_run, description=help_run, parents=[common], epilog=EPILOG, formatter_class=raw
+    )
+    run.add_argument(
+        "--wait",
+        type=int,
+        default=240,
+        metavar="SECONDS",
+        help="how long the proxy holds a question for settings (default 240, 1 to 600)",
     )
     return parser
 
@@ -80,8 +104,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = Log("rmagent", screen=screen)
     try:
         config = load(args.root, args.config)
-        log = Log("rmagent", screen=screen, level=config.log_level)
-        agent = Agent(config, log)
+        paced = args.command == "sync" and args.paced
+        log = Log("rmagent", screen=screen, level=config.log_level, quiet=paced)
+        if args.command == "run":
+            if not 1 <= args.wait <= 600:
+                raise SettingsError("--wait", "is not a number of seconds from 1 to 600")
+            become_resident(config, args.root, args.config, args.wait, verbose=args.verbose)
+        agent = Agent(config, log, paced=paced)
         if args.command == "sync":
             return agent.sync()
         server = args.server or config.server
@@ -96,6 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             ca_file,
             args.ca_fingerprint if given else config.ca_fingerprint,
         )
+        wake(config.agent_dir)
         return 0
     except Error as err:
         log.error(str(err))

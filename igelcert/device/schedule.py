@@ -1,15 +1,41 @@
-"""When a certificate is renewed: pure functions of its dates and the settings."""
+"""When things are done: pure functions of dates, settings and failures. Times are seconds since 1970.
+
+`chance` is a number from 0 to below 1 that the caller draws: one device's place among many.
+"""
 
 from __future__ import annotations
 
-from ..settings import EnrollmentSettings
+import zlib
 
-__all__ = ["DAY", "clock_is_sane", "renew_at"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from ..settings import EnrollmentSettings
+
+__all__ = [
+    "BUILD_TIME",
+    "DAY",
+    "address_due",
+    "cas_due",
+    "clock_is_sane",
+    "hook_retry",
+    "paced_renewal",
+    "place_of",
+    "renew_at",
+    "retry_at",
+]
 
 DAY = 86_400
 # No clock of a device is right before this program was made.
 BUILD_TIME = 1_795_000_000  # 2026-11-18
 CLOCK_SLACK = 3_600
+
+SOONEST = 60  # seconds to the first new try; less for certificates that live for minutes
+LATEST = 12 * 3_600  # between tries while there is time
+LOST_LATEST = 900  # between tries when there is no valid certificate
+CAS_EVERY = 7 * DAY
+ADDRESS_SETTLE = 120  # seconds for which an address must stay before it counts
+ADDRESS_QUIET = 6 * 3_600  # between enrollments that only an address caused
+HOOK_SOONEST, HOOK_LATEST = 60, 3_600
 
 
 def clock_is_sane(now: int, floor: int = 0) -> bool:
@@ -17,8 +43,13 @@ def clock_is_sane(now: int, floor: int = 0) -> bool:
     return now >= max(BUILD_TIME, floor) - CLOCK_SLACK
 
 
+def place_of(seed: str) -> float:
+    """A `chance` that stays the same for the same text."""
+    return zlib.crc32(seed.encode()) / (1 << 32)
+
+
 def renew_at(not_before: int, not_after: int, enrollment: EnrollmentSettings) -> int | None:
-    """The instant (seconds since 1970) from which renewal is due; None when it is not automatic.
+    """The instant from which renewal is due; None when it is not automatic.
 
     Percent means the remaining validity. Where the days asked for are half of the certificate's whole
     life or more, half of its life counts: else a fresh certificate would be due at once, for ever.
@@ -29,3 +60,42 @@ def renew_at(not_before: int, not_after: int, enrollment: EnrollmentSettings) ->
     if enrollment.renewal_period_units == "percent":
         return not_after - life * enrollment.renewal_period // 100
     return not_after - min(enrollment.renewal_period_days * DAY, life // 2)
+
+
+def paced_renewal(due: int, not_after: int, chance: float) -> int:
+    """When the resident agent renews what is due at `due`: in the first tenth of the time that is left then,
+    so that certificates of one hour are not renewed in one second."""
+    return due + int(max(0, not_after - due) * chance / 10)
+
+
+def retry_at(failures: int, now: int, not_before: int, not_after: int, chance: float) -> int:
+    """The next try after the `failures`th failure in a row. not_before, not_after: of the live certificate,
+    0 when there is none.
+
+    Soon at first, then twice as long each time while there is time, but never more than an eighth of what
+    is left: tries come closer towards the expiry. Below it all lies a least distance, a hundredth of the
+    certificate's life (5 to 60 seconds): a CA that is sick is not hammered. A quarter of jitter each way.
+    """
+    life = not_after - not_before
+    least = min(SOONEST, max(5, life // 100)) if life > 0 else SOONEST
+    left = not_after - now
+    most = max(least, min(LATEST, left // 8)) if left > 0 else max(least, LOST_LATEST)
+    wait = min(least << min(max(failures, 1) - 1, 20), most)
+    return now + max(1, int(wait * (0.75 + chance / 2)))
+
+
+def hook_retry(failures: int, now: int) -> int:
+    """When hooks that failed `failures` times in a row are run again."""
+    return now + min(HOOK_SOONEST << min(max(failures, 1) - 1, 10), HOOK_LATEST)
+
+
+def cas_due(looked_at: int, not_before: int, not_after: int) -> int:
+    """When the CA's certificates are asked for next: weekly, oftener for certificates of a short life."""
+    return looked_at + min(CAS_EVERY, max(60, (not_after - not_before) // 4))
+
+
+def address_due(since: int, enrolled_for_address: int) -> int:
+    """When a new address alone is reason to enroll. since: when it was first seen, and has stayed since.
+    enrolled_for_address: when an address was the reason last, 0 for never."""
+    quiet = enrolled_for_address + ADDRESS_QUIET if enrolled_for_address else 0
+    return max(since + ADDRESS_SETTLE, quiet)

@@ -15,7 +15,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["collect", "main", "report"]
+    from ..crypto import Certificate
+
+__all__ = ["collect", "main", "report", "state_of"]
 
 USAGE = """\
 usage: igel-certs status [NAME…] [--root DIR] [--config FILE] [--json] [--verbose]
@@ -41,9 +43,19 @@ def _entry(tree: Tree, name: str, now: int) -> dict[str, Any]:
     from .. import crypto
 
     state = tree.state(name)
-    entry: dict[str, Any] = {"friendly_name": name, "state": "missing", "error": state.get("error", "")}
-    if state.get("pending") and int(state.get("retry_at", 0)) > 0:
-        entry.update(state="pending", error=state["pending"], retry_at=state["retry_at"])
+    entry: dict[str, Any] = {
+        "friendly_name": name,
+        "state": state_of(state, None, now),
+        "error": state.get("error", ""),
+    }
+    if entry["state"] == "pending":
+        entry.update(error=state["pending"], retry_at=state["retry_at"])
+    elif entry["error"]:
+        entry.update(
+            error_at=state.get("error_at"), failures=state.get("failures"), retry_at=state.get("try_at")
+        )
+    if isinstance(hooks := state.get("hooks"), dict):
+        entry["hooks"] = {key: hooks.get(key) for key in ("event", "error", "failures", "retry_at")}
     pem = tree.read(name, "cert.pem")
     if pem is None:
         return entry
@@ -52,22 +64,30 @@ def _entry(tree: Tree, name: str, now: int) -> dict[str, Any]:
     except (CryptoError, ValueError):
         entry["state"] = "damaged"
         return entry
-    renew_at = state.get("renew_at")
-    due = renew_at is not None and now >= renew_at
     entry.update(
-        state="expired" if now >= cert.not_after else "due" if due else "valid",
+        state=state_of(state, cert, now),
         subject=cert.subject_text,
         issuer=cert.issuer_text,
         serial=cert.serial_hex,
         key_type=cert.key_type,
         not_before=cert.not_before,
         not_after=cert.not_after,
-        renew_at=renew_at,
+        renew_at=state.get("renew_at"),
         directory=os.path.join(tree.path, name),
     )
     if state.get("pending"):
         entry["pending"] = state["pending"]
     return entry
+
+
+def state_of(state: dict[str, Any], cert: Certificate | None, now: int) -> str:
+    """The word for a certificate: valid, due, expired; pending or missing when there is none."""
+    if cert is None:
+        return "pending" if state.get("pending") and int(state.get("retry_at", 0)) > 0 else "missing"
+    if now >= cert.not_after:
+        return "expired"
+    renew_at = state.get("renew_at")
+    return "due" if renew_at is not None and now >= renew_at else "valid"
 
 
 def _der(pem: bytes) -> bytes:
@@ -103,6 +123,10 @@ def report(entries: list[dict[str, Any]]) -> str:
             lines.append(f"  {'retry':<8} {_when(entry['retry_at'])}")
         if entry.get("error"):
             lines.append(f"  {'error':<8} {entry['error']}")
+        if hooks := entry.get("hooks"):
+            lines.append(
+                f"  {'hooks':<8} {hooks['event']}: {hooks['error']}; again {_when(hooks['retry_at'])}"
+            )
     return "\n".join(lines) or "no certificates"
 
 

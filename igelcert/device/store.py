@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from typing import Any
 
-__all__ = ["Tree", "safe_name"]
+__all__ = ["Busy", "Lock", "Tree", "safe_name"]
 
 TREE = "igel-certs"
 STORE = ".store"
@@ -200,6 +200,10 @@ class Tree:
         files.remove_tree(self.pending_dir(name))
 
 
+class Busy(StorageError):
+    """Somebody else holds the lock."""
+
+
 class Lock:
     """An flock that waits; a context manager."""
 
@@ -224,7 +228,7 @@ class Lock:
             except BlockingIOError:
                 if time.monotonic() >= end:
                     os.close(self._handle)
-                    raise StorageError(
+                    raise Busy(
                         "another igel-certs is at work on this tree",
                         hint="wait for it, or look what holds it up",
                     ) from None

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 from ..codec.http import Request, Response, plain_line
 from ..errors import SettingsError, TransportError
+from .wire import TIMEOUT, client_context, failure
 
 __all__ = ["Link", "client_context", "split_url"]
 
-TIMEOUT = 20.0  # seconds of silence
 DEADLINE = 90.0  # seconds for a whole exchange
 MAX_BODY = 1 << 20
 
@@ -32,28 +32,6 @@ def split_url(url: str, scheme: str = "https") -> tuple[str, int]:
     if parts.scheme != scheme or not parts.hostname or parts.username or parts.query or parts.path.strip("/"):
         raise SettingsError("server", f"{url!r} is not of the form {scheme}://HOST[:PORT]")
     return parts.hostname, port
-
-
-def client_context(
-    *, ca_pem: str | None = None, ca_dir: str | None = None, verify: bool = True
-) -> ssl.SSLContext:
-    """A TLS 1.2+ client context that trusts the CAs given as PEM text or as a hashed directory.
-
-    verify False is for one thing: fetching CA certificates whose fingerprint is checked afterwards.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    if not verify:
-        # RFC 7030 4.1.1: bootstrap; nothing is sent, and what comes is checked against a fingerprint
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-        return context
-    context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # an intermediate may be the configured anchor
-    try:
-        context.load_verify_locations(cadata=ca_pem or None, capath=ca_dir)
-    except (ssl.SSLError, OSError, TypeError) as err:
-        raise SettingsError("ca_file", f"holds no usable CA certificate: {err}") from None
-    return context
 
 
 class Link:
@@ -136,56 +114,16 @@ class Link:
 
     def _failure(self, err: Exception, late: bool) -> TransportError:
         name = self._name
-        if isinstance(err, socket.gaierror):
-            return TransportError(
-                f"the name {self.host} does not resolve",
-                link="name",
-                hint="check the name and the DNS server",
-            )
-        if isinstance(err, ssl.SSLCertVerificationError):
-            return TransportError(
-                f"the certificate of {name} is not trusted: {plain_line(err.verify_message).rstrip('.')}",
-                link="tls-trust",
-                hint="compare the CA that this device trusts with the one that issued the server's certificate",
-            )
-        if isinstance(err, TimeoutError) or late:
-            return TransportError(
-                f"{name} does not answer in time", link="timeout", hint="look whether it is overloaded"
-            )
-        if isinstance(err, ssl.SSLError):
-            return self._tls_failure(err)
-        if isinstance(err, ConnectionRefusedError):
-            return TransportError(
-                f"nothing listens on {name}", link="tcp", hint="check host and port; is the server running?"
-            )
-        closed = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError, ssl.SSLEOFError)
-        if isinstance(err, closed):
-            return TransportError(f"{name} closed the connection without an answer", link="closed")
+        if late:
+            err = TimeoutError()
+        if isinstance(err, http.client.RemoteDisconnected):
+            err = ConnectionResetError()
+        if isinstance(err, OSError):
+            return failure(err, self.host, name)
         if isinstance(err, http.client.IncompleteRead):
             return TransportError(f"{name} closed the connection in the middle of its answer", link="http")
-        if isinstance(err, http.client.HTTPException):
-            detail = "" if isinstance(err, http.client.BadStatusLine) else f": {plain_line(str(err))}"
-            return TransportError(f"{name} does not answer with HTTP{detail}", link="http")
-        return TransportError(f"{name} cannot be reached: {plain_line(str(err))}", link="tcp")
-
-    def _tls_failure(self, err: ssl.SSLError) -> TransportError:
-        reason = (err.reason or "").upper()
-        if isinstance(err, ssl.SSLEOFError) or "EOF" in reason:
-            return TransportError(f"{self._name} closed the connection without an answer", link="closed")
-        if "ALERT" in reason and any(word in reason for word in ("CERT", "UNKNOWN_CA", "ACCESS_DENIED")):
-            return TransportError(
-                f"{self._name} refused our client certificate: {reason.replace('_', ' ').lower()}",
-                link="tls-client",
-                hint="register the device again, or look why the server does not accept it",
-            )
-        if "WRONG_VERSION" in reason or "HTTP_REQUEST" in reason or "UNKNOWN_PROTOCOL" in reason:
-            return TransportError(
-                f"{self._name} does not speak TLS", link="tls", hint="check the port: is it plain HTTP?"
-            )
-        return TransportError(
-            f"TLS with {self._name} failed: {reason.replace('_', ' ').lower() or 'unknown reason'}",
-            link="tls",
-        )
+        detail = "" if isinstance(err, http.client.BadStatusLine) else f": {plain_line(str(err))}"
+        return TransportError(f"{name} does not answer with HTTP{detail}", link="http")
 
 
 def _cut(sock: socket.socket, late: threading.Event) -> None:

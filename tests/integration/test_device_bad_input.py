@@ -475,7 +475,7 @@ def test_a_clock_that_is_not_set(
     """1970 and its like: no key is made, nobody is asked, and the run is worth another try."""
     monkeypatch.setattr(agent, "_now", lambda: now)
     live = host.live()
-    assert inside(host, capsys, EX_TEMPFAIL) == "lan: the clock is not set; waiting for the right time"
+    assert inside(host, capsys, EX_TEMPFAIL) == "the clock is not set; waiting for the right time"
     assert host.live() == live and ca.connections == 0
     assert not (host.certs / ".store/lan/pending").exists()
 

@@ -1,0 +1,56 @@
+"""How the resident agent comes to be: the command becomes a small process that holds nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import sys
+from typing import NoReturn
+
+from . import files
+from .agenda import RUN_LOCK
+from .config import Config
+
+__all__ = ["become_resident", "wake"]
+
+
+def become_resident(
+    config: Config, root: str, config_file: str | None, wait: int, *, verbose: bool
+) -> NoReturn:
+    """Replaces this process by an interpreter that has loaded the resident part alone.
+
+    The command line parser, TOML, the core: all that a run needs is its child's. -I -S: neither the
+    environment nor site-packages add to it; the path of this package is handed over.
+    """
+    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    options = [f"--root={root}"] if root else []
+    options += [f"--config={config_file}"] if config_file else []
+    plan = {
+        "agent_dir": config.agent_dir,
+        "server": config.server,
+        "wait": wait,
+        "level": config.log_level,
+        "screen": verbose,
+        "watch_network": not root,
+        "child": [sys.executable, "-I", "-m", "igelcert.device.rmagent_cli", "sync", "--paced", *options],
+    }
+    start = f"import sys; sys.path.append({package!r}); from igelcert.device.resident import main; main()"
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", start, json.dumps(plan)])  # noqa: S606
+
+
+def wake(agent_dir: str) -> None:
+    """Tells a resident agent of this device, if one runs, that there is something to look at."""
+    import fcntl
+
+    with contextlib.suppress(OSError, ValueError):
+        path = os.path.join(agent_dir, RUN_LOCK)
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.kill(int(files.read(path, 20)), signal.SIGHUP)
+        finally:
+            os.close(handle)
