@@ -27,14 +27,19 @@ echo "$1 $IGELCERT_FRIENDLY_NAME $IGELCERT_DIR" >>/wfs/hooks.log
 """
 EARLY = """\
 #!/bin/sh
-install -m 755 /seed/hook /etc/igelcert/hooks.d/50-note
+cp /seed/hook /etc/igelcert/hooks.d/50-note
+chmod 755 /etc/igelcert/hooks.d/50-note
 """
 
 
 @dataclass
 class Rig:
+    """`late`: the same CA, which issues for three years. A guest that lives in the future sees what was issued
+    today as due again at once."""
+
     place: Path
     lab: LabCa
+    late: LabCa
     gate: Proxy
 
     @property
@@ -80,11 +85,13 @@ class Rig:
 
 
 @contextlib.contextmanager
-def rig(place: Path, *options: str, validity: str = "90d") -> Iterator[Rig]:
-    ca_options = ["--scep", "127.0.0.1:0", "--validity", validity, *options]
-    with lab_ca(place / "ca", *ca_options) as ca, proxy(place / "data", names=(NAME,)) as gate:
+def rig(place: Path) -> Iterator[Rig]:
+    with contextlib.ExitStack() as stack:
+        ca = stack.enter_context(lab_ca(place / "ca", "--scep", "127.0.0.1:0", "--validity", "90d"))
+        late = stack.enter_context(lab_ca(place / "ca", "--validity", "1095d"))
+        gate = stack.enter_context(proxy(place / "data", names=(NAME,)))
         gate.use(ca)
-        yield Rig(place, ca, gate)
+        yield Rig(place, ca, late, gate)
 
 
 def whole(home: Path) -> dict[str, Any] | None:

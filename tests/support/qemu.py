@@ -153,7 +153,7 @@ class Guest:
 
     def do(self, command: str, *, code: int | None = 0, seconds: float = 60) -> str:
         """Output of a shell command in the guest, which must end with that code."""
-        self.line.sendall(f"{{ {command}\n}} 2>&1 </dev/null; echo \"=end= $?\"\n".encode())
+        self.line.sendall(f"( {command}\n) 2>&1 </dev/null; echo \"=end= $?\"\n".encode())
         found = self._until(rb"(?s)(.*?)=end= (\d+)\n", seconds)
         text, got = found[1].decode(errors="replace"), int(found[2])
         assert code is None or got == code, f"{command}: exit {got}\n{text}\n{self.journal() if code == 0 else ''}"
@@ -187,6 +187,10 @@ class Guest:
         self.process.kill()
         self.process.wait(10)
 
+    def plug(self, *, up: bool = True) -> None:
+        """The network cable."""
+        self.monitor("set_link", name="nic", up=up)
+
     def monitor(self, command: str, **arguments: Any) -> None:
         with socket.socket(socket.AF_UNIX) as link:
             link.settimeout(10)
@@ -205,9 +209,12 @@ class Guest:
 
 @contextlib.contextmanager
 def boot(
-    kind: str, place: Path, disk: Path, seed: Path, *options: str, more: tuple[str, ...] = (), wait: bool = True
+    kind: str, place: Path, disk: Path, seed: Path, *options: str, unplugged: bool = False, wait: bool = True
 ) -> Iterator[Guest]:
-    """A guest until the end of the block; whatever then still runs is ended. `options` of scripts/qemu; `more` of QEMU's."""
+    """A guest until the end of the block; whatever then still runs is ended. `options` of scripts/qemu.
+
+    unplugged: without network until its monitor says otherwise. wait: until it is ready for commands.
+    """
     place.mkdir(parents=True, exist_ok=True)
     control = place / "control"
     for stale in (control, place / "qmp"):
@@ -215,7 +222,7 @@ def boot(
     # a UNIX socket's path is short: relative to the directory
     command = [
         ROOT / "scripts/qemu", kind, "--image", image(kind), "--wfs", disk, "--seed", seed, "--console", place / "console",
-        "--control", control, "--qmp", place / "qmp", *options, "--", *more,
+        "--control", control, "--qmp", place / "qmp", *options, *(("--", "-S") if unplugged else ()),
     ]  # fmt: skip
     (place / "console").write_bytes(b"")
     with (place / "qemu.log").open("wb") as log:
@@ -223,6 +230,9 @@ def boot(
     try:
         with _connected(control, process, place / "qemu.log") as line:
             guest = Guest(process, line, place)
+            if unplugged:
+                guest.plug(up=False)
+                guest.monitor("cont")
             if wait:
                 guest.ready = float(guest._until(rb"ready ([\d.]+)\n", BOOT_SECONDS)[1])
             yield guest
