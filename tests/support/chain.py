@@ -253,12 +253,12 @@ class Device:
 
 
 @contextlib.contextmanager
-def proxy(data: Path, config: str = "", port: int = 0) -> Iterator[Proxy]:
-    """A fresh proxy, or the one that is in `data` already; `config` goes to proxy.toml."""
+def proxy(data: Path, config: str = "", port: int = 0, names: tuple[str, ...] = ()) -> Iterator[Proxy]:
+    """A fresh proxy, or the one that is in `data` already; `config` goes to proxy.toml. `names`: more of its names."""
     password = ""
     if not data.exists():
         made = json.loads(
-            ok("ca-proxy", "init", "--data", data, "--hostname", "localhost", "127.0.0.1", "--json")
+            ok("ca-proxy", "init", "--data", data, "--hostname", "localhost", "127.0.0.1", *names, "--json")
         )
         password = made["admin_password"]
     if config:
