@@ -83,7 +83,8 @@ def test_the_challenge_comes_with_the_settings(gate: Proxy, ca: LabCa, tmp_path:
     # forced anew: the old challenge is told to be used up, the next settings have one, and then it works
     refused = ok_or(75, "igel-certs", "renew", "--force", "--root", device.root)
     assert "challenge" in refused and len(ca.issued()) == before + 1
-    device.sync()
+    # the renewal that was begun is still to be ended, and the proxy has said when
+    assert "waiting" in device.sync(code=75)
     ok("igel-certs", "renew", "--force", "--root", device.root)
     assert len(ca.issued()) == before + 2
 
