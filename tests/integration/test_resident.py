@@ -32,11 +32,11 @@ def lan(kind: str = "ec_prime256v1", **more: Any) -> dict[str, Any]:
     return {"friendly_name": "lan", "key": {"type": kind, "crypt_password": PASSWORD}, **more}
 
 
-def wait_for(what: Callable[[], bool], seconds: float, say: str) -> float:
-    """How long it took."""
+def wait_for(what: Callable[[], bool], seconds: float, say: object) -> float:
+    """How long it took; say: what knows more when it took too long."""
     began = time.monotonic()
     while not what():
-        assert time.monotonic() - began < seconds, say
+        assert time.monotonic() - began < seconds, str(say)
         time.sleep(0.02)
     return time.monotonic() - began
 
@@ -54,6 +54,9 @@ class Running:
     @property
     def said(self) -> str:
         return self._log.read_text()
+
+    def __str__(self) -> str:
+        return self.said
 
     def status(self, key: str) -> int:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
@@ -110,21 +113,21 @@ def serial(device: Device, name: str = "lan") -> int:
 def test_a_profile_is_with_the_device_in_two_seconds(gate: Proxy, lab: LabCa, root: Path) -> None:
     device = gate.device(root, "PUSH", "tc-push", directory="/Push")
     with agent(root) as resident:
-        wait_for(resident.at_rest, 20, resident.said)
+        wait_for(resident.at_rest, 20, resident)
         time.sleep(1.5)
         # the CSR is with the CA: the certificate is there, in little more than the enrollment itself takes
         gate.profile("push", lan(), directory="/Push")
-        assert wait_for(lambda: serial(device) != 0, 10, resident.said) < 2.5
+        assert wait_for(lambda: serial(device) != 0, 10, resident) < 2.5
         check_certificate(root, "lan", "ec_prime256v1", PASSWORD)
         # changed
         first = serial(device)
-        wait_for(resident.at_rest, 10, resident.said)
+        wait_for(resident.at_rest, 10, resident)
         gate.profile("push", lan("ec_secp384r1"))
-        assert wait_for(lambda: serial(device) not in {0, first}, 10, resident.said) < 2.5
+        assert wait_for(lambda: serial(device) not in {0, first}, 10, resident) < 2.5
         # and gone
-        wait_for(resident.at_rest, 10, resident.said)
+        wait_for(resident.at_rest, 10, resident)
         gate.cli("profile", "unassign", "push", "--directory", "/Push")
-        assert wait_for(lambda: not os.path.lexists(device.certs / "lan"), 10, resident.said) < 2.5
+        assert wait_for(lambda: not os.path.lexists(device.certs / "lan"), 10, resident) < 2.5
         assert resident.end() == 0
         assert resident.status if resident.process.poll() is None else True
     assert PASSWORD not in resident.said
@@ -135,8 +138,8 @@ def test_at_rest(gate: Proxy, root: Path) -> None:
     gate.profile("rest", lan(), directory="/Rest")
     device = gate.device(root, "REST", "tc-rest", directory="/Rest")
     with agent(root) as resident:
-        wait_for(lambda: serial(device) != 0, 20, resident.said)
-        wait_for(resident.at_rest, 20, resident.said)
+        wait_for(lambda: serial(device) != 0, 20, resident)
+        wait_for(resident.at_rest, 20, resident)
         time.sleep(2)  # session tickets
         ticks, wakes = resident.ticks(), resident.status("voluntary_ctxt_switches")
         time.sleep(6)
@@ -150,19 +153,19 @@ def test_signals(gate: Proxy, root: Path) -> None:
     gate.profile("signals", lan(), directory="/Signals")
     device = gate.device(root, "SIGNALS", "tc-signals", directory="/Signals")
     with agent(root) as resident:
-        wait_for(lambda: serial(device) != 0, 20, resident.said)
-        wait_for(resident.at_rest, 20, resident.said)
+        wait_for(lambda: serial(device) != 0, 20, resident)
+        wait_for(resident.at_rest, 20, resident)
         first = serial(device)
         (device.certs / "lan/pkey.pem").unlink()  # self-repair, when it is told to look
         resident.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: serial(device) != first, 20, resident.said)
+        wait_for(lambda: serial(device) != first, 20, resident)
         check_certificate(root, "lan", "ec_prime256v1", PASSWORD)
         # a second one does not run beside it
         second = run("rmagent", "run", "--root", root)
         assert second.returncode == 1 and "another resident agent runs for this device" in second.stderr
         # ended while it works: the child ends with it
         resident.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: bool(resident.children()), 10, resident.said)
+        wait_for(lambda: bool(resident.children()), 10, resident)
         children = resident.children()
         assert resident.end() == 0
         assert not any(Path(f"/proc/{child}").exists() for child in children)
@@ -175,10 +178,10 @@ def test_before_it_is_registered(gate: Proxy, root: Path) -> None:
     device = gate.device(root, "EARLY", "tc-early", directory="/Early", register=False)
     (root / "wfs").mkdir()
     with agent(root) as resident:
-        wait_for(lambda: "not registered" in resident.said, 10, resident.said)
+        wait_for(lambda: "not registered" in resident.said, 10, resident)
         assert run("rmagent", "sync", "--root", root).returncode == 78
         device.register(gate, root.parent / "EARLY.token")
-        wait_for(lambda: serial(device) != 0, 10, resident.said)
+        wait_for(lambda: serial(device) != 0, 10, resident)
         assert resident.said.count("not registered") == 1
 
 
@@ -209,19 +212,19 @@ def test_the_proxy_is_away_and_comes_back(lab: LabCa, tmp_path: Path) -> None:
         gate.profile("away", lan(), directory="/")
         device = gate.device(root, "AWAY", "tc-away")
         resident = Running(root)
-        wait_for(lambda: serial(device) != 0, 20, resident.said)
-        wait_for(resident.at_rest, 20, resident.said)
+        wait_for(lambda: serial(device) != 0, 20, resident)
+        wait_for(resident.at_rest, 20, resident)
         port = gate.port
     try:
         first = serial(device)
         (device.certs / "lan/pkey.pem").unlink()
         resident.process.send_signal(signal.SIGHUP)
-        wait_for(lambda: "nothing listens on" in resident.said, 20, resident.said)
+        wait_for(lambda: "nothing listens on" in resident.said, 20, resident)
         assert serial(device) == first, "what is there stays"
         with proxy(data, port=port):
-            # by itself, within its back-off
-            wait_for(lambda: serial(device) != first, 60, resident.said)
-            wait_for(lambda: "the proxy answers again" in resident.said, 60, resident.said)
+            # by itself, within its back-off: the fourth try, if the proxy needs that long, is up to 113 s after the first
+            wait_for(lambda: serial(device) != first, 150, resident)
+            wait_for(lambda: "the proxy answers again" in resident.said, 60, resident)
         check_certificate(root, "lan", "ec_prime256v1", PASSWORD)
         assert resident.said.count("going on with the stored settings") <= 4, "trouble is said once"
     finally:
@@ -232,10 +235,10 @@ def test_a_device_that_was_removed(gate: Proxy, root: Path) -> None:
     gate.profile("gone", lan(), directory="/Gone")
     device = gate.device(root, "GONE", "tc-gone", directory="/Gone")
     with agent(root) as resident:
-        wait_for(lambda: serial(device) != 0, 20, resident.said)
-        wait_for(resident.at_rest, 20, resident.said)
+        wait_for(lambda: serial(device) != 0, 20, resident)
+        wait_for(resident.at_rest, 20, resident)
         gate.cli("device", "remove", "--unit-id", "GONE")
-        wait_for(lambda: "answers 403" in resident.said, 10, resident.said)
+        wait_for(lambda: "answers 403" in resident.said, 10, resident)
         time.sleep(2)
         assert resident.said.count("answers 403") == 1
         assert serial(device) != 0, "a certificate that is valid stays"
@@ -244,7 +247,7 @@ def test_a_device_that_was_removed(gate: Proxy, root: Path) -> None:
         token = root.parent / "again.token"
         token.write_text(again["token"])
         device.register(gate, token)
-        wait_for(lambda: "the proxy answers again" in resident.said, 10, resident.said)
+        wait_for(lambda: "the proxy answers again" in resident.said, 10, resident)
 
 
 def test_what_it_tells_systemd(gate: Proxy, root: Path, tmp_path: Path) -> None:
@@ -296,13 +299,13 @@ def test_in_real_time(tmp_path: Path) -> None:
         gate.profile("short", lan(enrollment={"renewal_period": 30}), directory="/")
         device = gate.device(root, "SHORT", "tc-short")
         with agent(root) as resident:
-            wait_for(lambda: serial(device) != 0, 20, resident.said)
+            wait_for(lambda: serial(device) != 0, 20, resident)
             for _ in range(2):
                 before = serial(device)
                 due = device.status()["certificates"][0]["renew_at"]
-                wait_for(lambda old=before: serial(device) != old, 70, resident.said)  # type: ignore[misc]
+                wait_for(lambda old=before: serial(device) != old, 70, resident)  # type: ignore[misc]
                 assert due <= time.time() < due + 20
-                wait_for(lambda: not resident.children(), 20, resident.said)
+                wait_for(lambda: not resident.children(), 20, resident)
                 check_certificate(root, "lan", "ec_prime256v1", PASSWORD)
         assert len(lab.issued()) == 3
         states = [row["state"] for row in gate.enrollments()]

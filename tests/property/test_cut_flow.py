@@ -77,9 +77,9 @@ class Ca:
         self.mode = "issues"
         self.root = 0
         self.issued: dict[bytes, x509.Certificate] = {}  # by request, in order
-        self.last: dict[
-            str, tuple[bytes, bytes]
-        ] = {}  # by friendly name: (subject, request) that it saw last
+        # by friendly name, what it saw last: (subject, request)
+        self.last: dict[str, tuple[bytes, bytes]] = {}
+        self.ever: dict[str, bytes] = {}  # the same, of names that are wanted no more as well
 
     def answer(self, name: str, request: bytes, *, renew: bool) -> Outcome:
         if self.mode == "away":
@@ -118,13 +118,16 @@ class Ca:
                     "asked anew, and the certificate before was lost"
                 )
         self.last[name] = subject, request
+        self.ever[name] = request
 
     def outlived(self) -> bool:
-        """Is a certificate for the last request of a root that is gone?"""
+        """Is a certificate for the last request of a root that is gone?
+
+        A name that was dropped counts: when the run that was to forget its request was cut, the device has it still.
+        """
         gone = {root_ca(number)[1].subject for number in range(self.root - 1)}
         return any(
-            request in self.issued and self.issued[request].issuer in gone
-            for _, request in self.last.values()
+            request in self.issued and self.issued[request].issuer in gone for request in self.ever.values()
         )
 
     def cas(self) -> list[bytes]:
