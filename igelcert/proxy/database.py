@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -36,6 +37,7 @@ class Database:
             sa.event.listen(self.engine, "connect", _sqlite_pragmas)
             sa.event.listen(self.engine, "begin", _sqlite_begin)
         self._reader = self.engine.execution_options(reading=True)
+        self._local = threading.local()
 
     @classmethod
     def sqlite(cls, path: Path) -> Database:
@@ -45,9 +47,20 @@ class Database:
         """A transaction that writes; what the database refuses becomes a StorageError in words."""
         return self._transaction(self.engine)
 
-    def read(self) -> AbstractContextManager[sa.Connection]:
-        """A transaction that only reads, and waits for no writer."""
-        return self._transaction(self._reader)
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads, and waits for no writer. One within another of the same thread is the same:
+        what a request is judged by is one view of the database, and costs one transaction."""
+        outer: sa.Connection | None = getattr(self._local, "reading", None)
+        if outer is not None:
+            yield outer
+            return
+        with self._transaction(self._reader) as connection:
+            self._local.reading = connection
+            try:
+                yield connection
+            finally:
+                self._local.reading = None
 
     @contextmanager
     def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:

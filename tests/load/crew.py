@@ -106,7 +106,9 @@ def play(
         limit.start()
         stack.callback(limit.cancel)
         for each in crew:
-            assert each.stdout and "ready" in json.loads(each.stdout.readline() or "{}"), "a player did not start"
+            assert each.stdout and "ready" in json.loads(each.stdout.readline() or "{}"), (
+                "a player did not start"
+            )
         before, result = cost_of(pids), Result(start=time.monotonic())
         for each in crew:
             assert each.stdin

@@ -129,7 +129,9 @@ class Line:
         length = f"Content-Length: {len(body)}\r\n" if body else ""
         start = time.monotonic()
         # a request is smaller than any socket's buffer
-        self.sock.send(f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}{length}\r\n".encode() + body)
+        self.sock.send(
+            f"{method} {path} HTTP/1.1\r\nHost: localhost\r\n{headers}{length}\r\n".encode() + body
+        )
         found = b""
         while (end := found.find(b"\r\n\r\n")) < 0:
             found += yield from self._read(patience)
