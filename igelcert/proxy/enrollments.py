@@ -30,7 +30,7 @@ __all__ = [
     "claim",
     "defer",
     "finish",
-    "issued_before",
+    "issued",
     "latest",
     "listing",
     "owner_of",
@@ -204,36 +204,42 @@ def _stands(row: Any, operation: str, version: int, stale: int) -> bool:
     return operation != "simplereenroll" or left * RENEWABLE > life
 
 
-def finish(
-    context: Context,
-    ask: Ask,
-    state: str,
-    reason: str = "",
-    *,
-    cert: crypto.Certificate | None = None,
-    warnings: list[str] | None = None,
-    retry_at: int | None = None,
-) -> None:
-    """What came of a claimed request."""
-    values: dict[str, Any] = {
+def issued(context: Context, ask: Ask, cert: crypto.Certificate, warnings: Iterable[str]) -> bool:
+    """A claimed request got this certificate. False, and nothing is recorded: that very certificate was given out for
+    another request, or earlier for this one."""
+    values = {
+        "state": "issued",
+        "reason": "",
+        "warnings": "\n".join(warnings),
+        "retry_at": None,
+        "updated": now(),
+        "serial": cert.serial_hex,
+        "not_before": cert.not_before,
+        "not_after": cert.not_after,
+        "certificate": cert.der,
+        "certificate_sha256": cert.sha256.hex(),
+    }
+    with context.db.begin() as connection:
+        known = connection.execute(_GIVEN_OUT, {"digest": values["certificate_sha256"]})
+        if known.scalar() is not None:
+            return False
+        connection.execute(_UPDATE, {**ask.key, **values})
+        certificates.note(connection, ask.unit_id, ask.friendly_name, cert)
+    figures.count_request(ask.operation, "issued")
+    return True
+
+
+def finish(context: Context, ask: Ask, state: str, reason: str = "", *, retry_at: int | None = None) -> None:
+    """What came of a claimed request that got no certificate."""
+    values = {
         "state": state,
         "reason": reason[:1000],
-        "warnings": "\n".join(warnings or ()),
+        "warnings": "",
         "retry_at": retry_at,
         "updated": now(),
     }
-    if cert is not None:
-        values.update(
-            serial=cert.serial_hex,
-            not_before=cert.not_before,
-            not_after=cert.not_after,
-            certificate=cert.der,
-            certificate_sha256=cert.sha256.hex(),
-        )
     with context.db.begin() as connection:
         connection.execute(_UPDATE, {**ask.key, **values})
-        if cert is not None:
-            certificates.note(connection, ask.unit_id, ask.friendly_name, cert)
         if state in {"refused", "failed"}:
             _prune(connection, ask.unit_id)
     figures.count_request(ask.operation, state)
@@ -341,12 +347,6 @@ def under_way(context: Context, ask: Ask) -> bool:
     with context.db.read() as connection:
         state = connection.execute(_STATE, ask.key).scalar()
     return state in {"running", "pending", "issued", "failed"}
-
-
-def issued_before(context: Context, ask: Ask, certificate: crypto.Certificate) -> bool:
-    """Was this very certificate given out for another request, or earlier for this one?"""
-    with context.db.read() as connection:
-        return connection.execute(_GIVEN_OUT, {"digest": certificate.sha256.hex()}).scalar() is not None
 
 
 def owner_of(context: Context, certificate: bytes) -> str | None:

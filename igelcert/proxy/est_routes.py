@@ -78,6 +78,7 @@ def _enroll(context: Context, client: Client, operation: str, label: str | None)
             device, renewing = client.device(), None
         assigned = profiles.effective(context, device)
         challenged = challenges.in_force(context)
+        version = current_version(context)
     g.unit_id = device.unit_id
     csr = pkcs10.parse(est.csr_from_request(request.get_data(), request.headers.get("Content-Type", "")))
     if renewing is not None and not pkcs10.matches_certificate(csr, renewing):
@@ -98,7 +99,7 @@ def _enroll(context: Context, client: Client, operation: str, label: str | None)
     except RemoteProtocolError as err:
         enrollments.refuse(context, ask, "refused", str(err))  # the next settings bring a new one
         return est.error_response(err.status_hint, str(err), challenges.RETRY_SECONDS)
-    return _message(relay(context, ask))
+    return _message(relay(context, ask, version))
 
 
 def _message(answer: Answer) -> http.Response:

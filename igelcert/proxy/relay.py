@@ -40,11 +40,11 @@ class Answer:
     retry_after: int | None = None
 
 
-def relay(context: Context, ask: records.Ask) -> Answer:
-    """The answer to a request that policy allowed."""
+def relay(context: Context, ask: records.Ask, version: int) -> Answer:
+    """The answer to a request that policy allowed. version: of the CA's configuration."""
     deadline = time.monotonic() + JOIN_SECONDS
     try:
-        upstream = context.upstreams.current()
+        upstream = context.upstreams.current(version)
     except Error as err:
         # no CA, or one whose keystore no longer opens: nothing that the device could mend
         log.error("the CA cannot be used: %s", err)
@@ -87,7 +87,7 @@ def _ask(context: Context, upstream: Upstream, ask: records.Ask, ticket: records
         if isinstance(outcome, Issued):
             gate.answered(took)
             good = _checked(context, upstream, outcome, ask.csr)
-            if records.issued_before(context, ask, good.cert):
+            if not records.issued(context, ask, good.cert, good.warnings):
                 # NDES does so when the same key asks twice
                 raise CheckError("the CA gave an old certificate again instead of a new one")
     except Busy as busy:
@@ -104,7 +104,6 @@ def _ask(context: Context, upstream: Upstream, ask: records.Ask, ticket: records
         return Answer(502, f"the CA's answer is not usable: {err}")
     if isinstance(outcome, Issued):
         cert = good.cert
-        records.finish(context, ask, "issued", "", cert=cert, warnings=list(good.warnings))
         for warning in good.warnings:
             log.warning("%s: %s", ask.unit_id, warning)
         log.info("%s: certificate %s issued for %s", ask.unit_id, cert.serial_hex, cert.subject_text)

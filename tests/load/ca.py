@@ -8,7 +8,6 @@ Each line on standard input is answered by what it has seen so far; the end of t
 
 from __future__ import annotations
 
-import datetime
 import json
 import ssl
 import subprocess

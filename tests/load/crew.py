@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import threading
@@ -36,7 +35,7 @@ class Cost:
 @dataclass
 class Result:
     """rows: what the players told, in the order of time. seconds: from the start to the last answer; cpu: of the proxy
-    meanwhile; player_cpu: of the players in all."""
+    meanwhile; player_cpu: of the players in all. waiting: devices that wait for other settings."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
@@ -44,6 +43,7 @@ class Result:
     cpu: float = 0.0
     player_cpu: float = 0.0
     whole: bool = True
+    waiting: int = 0
 
     def status(self, *wanted: int) -> list[dict[str, Any]]:
         return [row for row in self.rows if row.get("status") in wanted]
@@ -86,11 +86,11 @@ def play(
     first: int = 0,
     port: int = 0,
     pids: list[int] | None = None,
-    meanwhile: Callable[[], None] | None = None,
+    meanwhile: Callable[[Result], None] | None = None,
     **more: Any,
 ) -> Result:
     """The first `count` devices of the fleet play a part, shared out among so many processes. pids: whose cost is told,
-    by default the proxy's; port: by default the proxy's; meanwhile: called once all have begun."""
+    by default the proxy's; port: by default the proxy's; meanwhile: called with what is known so far once all have begun."""
     pids = pids or processes(json.loads((gate.data / "run.json").read_text())["pid"])
     shares = [(first + count * n // players, first + count * (n + 1) // players) for n in range(players)]
     plans = [
@@ -118,7 +118,7 @@ def play(
         for reader in readers:
             reader.start()
         if meanwhile:
-            meanwhile()
+            meanwhile(result)
         for reader in readers:
             reader.join()
         after = cost_of(pids)
@@ -134,7 +134,9 @@ def _read(player: subprocess.Popen[str], result: Result) -> None:
     done = False
     for line in player.stdout:
         row = json.loads(line)
-        if "done" in row:
+        if "waiting" in row:
+            result.waiting += row["waiting"]
+        elif "done" in row:
             result.player_cpu += row["cpu"]
             done = row["done"]
         else:
@@ -150,7 +152,3 @@ def _player(plan: dict[str, Any]) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
-
-
-def median(values: list[float]) -> float:
-    return statistics.median(values) if values else 0.0

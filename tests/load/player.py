@@ -14,7 +14,7 @@ import resource
 import ssl
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from typing import Any
 from igelcert import crypto
 from igelcert.codec import est, pkcs10
 from igelcert.codec.http import Response
+from igelcert.device import notes
 from igelcert.errors import Error
 from igelcert.model import Issued, Pending, Refused
 
@@ -29,6 +30,9 @@ from . import fleet
 from .loop import Line, Loop, Task, Timing
 
 PATIENCE = 60.0
+WAIT = 600
+STARTERS = 16
+SETTINGS = "/rmagent/settings"
 
 
 @dataclass(slots=True)
@@ -52,10 +56,11 @@ class Player:
         self.profile = fleet.profile()
         self.loop = Loop()
         self.turn: Iterator[Device] = iter(())
-        self.path = est.path("simpleenroll", self.profile.friendly_name)
+        self.parked = 0
 
     def play(self) -> None:
-        part = {"fresh": self.fresh, "kept": self.kept}[self.plan["part"]]
+        parts = {"fresh": self.fresh, "kept": self.kept, "idle": self.idle, "storm": self.storm}
+        part = parts[self.plan["part"]]
         self._say(ready=len(self.devices))
         sys.stdin.readline()
         part()
@@ -63,7 +68,7 @@ class Player:
         self._say(cpu=time.process_time(), done=whole)
 
     def _say(self, **row: Any) -> None:
-        print(json.dumps(row), flush="ready" in row or "done" in row)
+        print(json.dumps(row), flush=bool({"ready", "waiting", "done"} & row.keys()))
 
     # ---- what devices do ------------------------------------------------------------------------
 
@@ -90,6 +95,75 @@ class Player:
         for _ in range(rounds if line else 0):
             yield from self._noted(device, self._enroll(device, line))
         if line:
+            line.close()
+
+    def idle(self) -> None:
+        """Each device waits for other settings, as the resident agent does; done when it has them."""
+        self._wait_for_settings(lambda device: iter(()))
+
+    def storm(self) -> None:
+        """The same; when it has them, each device enrolls, and asks again when it was told to, until it has its
+        certificate."""
+        self._wait_for_settings(self._until_enrolled)
+
+    def _wait_for_settings(self, then: Callable[[Device], Any]) -> None:
+        self.turn = iter(self.devices)
+        for _ in range(STARTERS):
+            self.loop.spawn(self._starter(then))
+
+    def _starter(self, then: Callable[[Device], Any]) -> Task:
+        """One device after the other gets to the point where it waits."""
+        for device in self.turn:
+            line = yield from self._noted(device, self._open(device))
+            if line is None:
+                continue
+            answer, _ = yield from line.ask("GET", SETTINGS, "", b"", PATIENCE)
+            self.loop.spawn(self._waits(device, line, answer.header("ETag"), then))
+            self.parked += 1
+            if self.parked == len(self.devices):
+                self._say(waiting=self.parked)
+
+    def _waits(self, device: Device, line: Line, etag: str, then: Callable[[Device], Any]) -> Task:
+        headers = f"If-None-Match: {etag}\r\nPrefer: wait={WAIT}\r\n"
+        told = yield from self._noted(device, line.ask("GET", SETTINGS, headers, b"", WAIT + PATIENCE))
+        line.close()
+        if told is None:
+            return
+        answer = told[0]
+        turn = int(answer.header("Retry-After") or 0)
+        self._say(unit=device.unit, at=time.monotonic(), heard=answer.status, turn=turn)
+        if turn:
+            yield float(turn)
+        yield from then(device)
+
+    def _until_enrolled(self, device: Device) -> Task:
+        """The device's own rules of when to ask again: igelcert.device.notes and schedule."""
+        csr, chance = self.csr(device), random.random()
+        state: notes.State = {}
+        while True:
+            outcome = yield from self._noted(device, self._on_a_new_line(device, csr))
+            now = int(time.time())
+            if isinstance(outcome, Issued):
+                return
+            if isinstance(outcome, Pending):
+                state = notes.pending(state, mark="m", text=outcome.reason, retry_at=now + outcome.retry_after)
+            else:
+                after = outcome.retry_after if outcome else None
+                state = notes.failed(
+                    state, mark="m", text="", now=now, refused=False, retry_after=after, chance=random.random()
+                )
+            again = notes.next_step(state, chance) or now
+            while (left := again - time.time()) > 0:
+                yield left
+
+    def _on_a_new_line(self, device: Device, csr: bytes) -> Task:
+        line = yield from self._open(device)
+        try:
+            outcome = yield from self._request(device, line, csr)
+            if isinstance(outcome, Issued):
+                yield from line.ask("GET", est.path("cacerts", self.profile.friendly_name), "", b"", PATIENCE)
+            return outcome
+        finally:
             line.close()
 
     # ---- steps ----------------------------------------------------------------------------------

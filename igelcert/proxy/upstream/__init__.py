@@ -64,9 +64,11 @@ class Upstreams:
         config = context.config
         self.gate = Gate(config.upstream_parallel, max(1, config.threads // 4), config.upstream_wait)
 
-    def current(self) -> Upstream:
-        """As the database has it now; TransportError (link "config") when no CA is configured."""
-        version = current_version(self._context)
+    def current(self, version: int | None = None) -> Upstream:
+        """As the database has it now; TransportError (link "config") when no CA is configured. version: its version,
+        for who has just read that."""
+        if version is None:
+            version = current_version(self._context)
         with self._lock:
             if self._current is None or self._current.config.version != version:
                 if self._current is not None:
