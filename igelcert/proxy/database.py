@@ -6,7 +6,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -38,14 +38,31 @@ class Database:
             sa.event.listen(self.engine, "begin", _sqlite_begin)
         self._reader = self.engine.execution_options(reading=True)
         self._local = threading.local()
+        self._writer = threading.Lock() if self.engine.dialect.name == "sqlite" else None
 
     @classmethod
     def sqlite(cls, path: Path) -> Database:
         return cls(f"sqlite:///{path}")
 
-    def begin(self) -> AbstractContextManager[sa.Connection]:
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
         """A transaction that writes; what the database refuses becomes a StorageError in words."""
-        return self._transaction(self.engine)
+        with self._turn(), self._transaction(self.engine) as connection:
+            yield connection
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """SQLite has one writer at a time, and who finds it busy sleeps and looks again, for up to a tenth of a second:
+        the threads of this process queue up here instead."""
+        if self._writer is None:
+            yield
+        elif self._writer.acquire(timeout=BUSY_SECONDS):
+            try:
+                yield
+            finally:
+                self._writer.release()
+        else:
+            raise StorageError("the database cannot be used now: others have been writing for too long")
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
