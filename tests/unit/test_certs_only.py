@@ -23,7 +23,9 @@ def test_the_short_way_is_the_long_way(count: int, monkeypatch: pytest.MonkeyPat
 
 def test_what_is_more_than_certificates_goes_the_long_way() -> None:
     plain = cms.certs_only(CERTS[:1])
-    signed = plain.replace(b"\x31\x00\x30", b"\x31\x02\x05\x00\x30", 1)  # a digest is named; lengths no longer fit
+    signed = plain.replace(
+        b"\x31\x00\x30", b"\x31\x02\x05\x00\x30", 1
+    )  # a digest is named; lengths no longer fit
     for message in (signed, plain + b"\0", plain[:-1], b"", b"\x30\x80" + plain[4:] + b"\0\0"):
         with pytest.raises(der.DerError):
             cms._plain(message)

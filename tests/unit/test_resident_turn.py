@@ -16,6 +16,7 @@ def test_other_settings_are_acted_on_in_turn(tmp_path: Path, told: str, wait: in
     plan = {"agent_dir": str(tmp_path), "server": "https://localhost:1", "wait": 600, "child": ["false"],
             "watch_network": False, "screen": False, "level": "info"}  # fmt: skip
     resident = Resident(plan)
+    resident._want = ""  # the first run is over
     resident._answered(Answer(200, {"retry-after": told, "preference-applied": "wait=600"}))
     now = time.monotonic()
     assert resident._want == "other settings"
