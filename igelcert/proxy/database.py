@@ -15,6 +15,7 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 
 from ..errors import StorageError
 from . import schema
+from .writing import Writing
 
 __all__ = ["Database", "now"]
 
@@ -38,7 +39,7 @@ class Database:
             sa.event.listen(self.engine, "begin", _sqlite_begin)
         self._reader = self.engine.execution_options(reading=True)
         self._local = threading.local()
-        self._writer = threading.Lock() if self.engine.dialect.name == "sqlite" else None
+        self._writing = Writing(self.engine.begin) if self.engine.dialect.name == "sqlite" else None
 
     @classmethod
     def sqlite(cls, path: Path) -> Database:
@@ -47,22 +48,9 @@ class Database:
     @contextmanager
     def begin(self) -> Iterator[sa.Connection]:
         """A transaction that writes; what the database refuses becomes a StorageError in words."""
-        with self._turn(), self._transaction(self.engine) as connection:
+        scope = self.engine.begin() if self._writing is None else self._writing.part()
+        with self._in_words(), scope as connection:
             yield connection
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """SQLite has one writer at a time, and who finds it busy sleeps and looks again, for up to a tenth of a second:
-        the threads of this process queue up here instead."""
-        if self._writer is None:
-            yield
-        elif self._writer.acquire(timeout=BUSY_SECONDS):
-            try:
-                yield
-            finally:
-                self._writer.release()
-        else:
-            raise StorageError("the database cannot be used now: others have been writing for too long")
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -72,7 +60,7 @@ class Database:
         if outer is not None:
             yield outer
             return
-        with self._transaction(self._reader) as connection:
+        with self._in_words(), self._reader.begin() as connection:
             self._local.reading = connection
             try:
                 yield connection
@@ -80,10 +68,9 @@ class Database:
                 self._local.reading = None
 
     @contextmanager
-    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+    def _in_words(self) -> Iterator[None]:
         try:
-            with engine.begin() as connection:
-                yield connection
+            yield
         except OperationalError as err:
             text = str(err.orig).partition("\n")[0]
             hint = (

@@ -74,6 +74,12 @@ _UPDATE = enrollments.update().where(_ITS)
 _GIVEN_OUT = (
     sa.select(enrollments.c.id).where(enrollments.c.certificate_sha256 == sa.bindparam("digest")).limit(1)
 )
+_OWNER = (
+    sa.select(enrollments.c.unit_id)
+    .join(devices, devices.c.unit_id == enrollments.c.unit_id)
+    .where(enrollments.c.certificate_sha256 == sa.bindparam("digest"))
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,14 +357,8 @@ def under_way(context: Context, ask: Ask) -> bool:
 
 def owner_of(context: Context, certificate: bytes) -> str | None:
     """The unit ID of the device, still known, that got this certificate."""
-    digest = hashlib.sha256(certificate).hexdigest()
-    query = (
-        sa.select(enrollments.c.unit_id)
-        .join(devices, devices.c.unit_id == enrollments.c.unit_id)
-        .where(enrollments.c.certificate_sha256 == digest)
-    )
     with context.db.read() as connection:
-        return connection.execute(query.limit(1)).scalar()
+        return connection.execute(_OWNER, {"digest": hashlib.sha256(certificate).hexdigest()}).scalar()
 
 
 def listing(context: Context, *, unit_id: str = "", limit: int = 1000) -> list[Any]:

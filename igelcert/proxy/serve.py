@@ -118,6 +118,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         context = Context.open(self._data)
         self._tls = ServerTls(context)
         self.cfg.changes_since = lambda position: changes.since(context, position)
+        self.cfg.note_lag = context.upstreams.gate.note_lag
         device, admin = make_device_app(context), make_admin_app(context)
 
         def program(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

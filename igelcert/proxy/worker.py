@@ -74,6 +74,7 @@ class Connection(TConn):  # type: ignore[misc]
         self.request = b""  # the one that waits
         self.parked = False  # with the poller, until it is answered
         self.woken = False
+        self.since = 0.0  # when it was handed to the threads
         self.deadline = time.monotonic() + cfg.user_limits["handshake"]
 
     def advance(self) -> int:
@@ -114,6 +115,17 @@ class Connection(TConn):  # type: ignore[misc]
         request = bytes(self.buffer[:size])
         del self.buffer[:size]
         return request
+
+    def has_gone(self) -> bool:
+        """Did an idle client close the connection? What it sends instead is kept."""
+        try:
+            data = self.sock.recv(READ_SIZE)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            return False
+        except OSError:
+            return True
+        self.buffer += data
+        return not data
 
     def overhear(self) -> bool:
         """Keeps what a waiting client sends for afterwards. False: it is gone, or sends more than is kept."""
@@ -172,7 +184,7 @@ class Connection(TConn):  # type: ignore[misc]
 
 class Worker(ThreadWorker):  # type: ignore[misc]
     """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}; cfg.is_admin(listener's name): plain HTTP
-    there?; cfg.changes_since(position): the changes after it."""
+    there?; cfg.changes_since(position): the changes after it; cfg.note_lag(seconds): a connection waited for a thread."""
 
     wsgi: Any
 
@@ -222,6 +234,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._wait(Connection(self.cfg, client, address, server, admin=admin), READ)
 
     def enqueue_req(self, conn: Connection) -> None:
+        conn.since = time.monotonic()
         pool = self.admin_pool if conn.admin else self.tpool
         try:
             work = pool.submit(self.handle, conn)
@@ -276,6 +289,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return
         self._forget(conn)
         if conn.idle:
+            if conn.has_gone():  # most do; a thread has nothing to do with that
+                self._close(conn)
+                return
             conn.idle = False
             conn.deadline = time.monotonic() + self.cfg.user_limits["request"]
         self.enqueue_req(conn)
@@ -417,6 +433,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: Connection) -> Any:
         """One step of a connection; never waits for the client but for SEND_TIMEOUT while answering."""
+        if not conn.admin:
+            self.cfg.note_lag(time.monotonic() - conn.since)
         try:
             wants = 0 if conn.request else conn.advance()
             return wants if wants else self._serve(conn)
