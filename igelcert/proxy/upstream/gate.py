@@ -56,7 +56,6 @@ class Gate:
         self._interval = 0.0  # seconds between two answers, in fact
         self._answered_at = 0.0
         self._turn = 0.0  # when the next turn is
-        self._news = 0.0
         self._failures = 0  # in a row
         self._failed_at = 0.0  # the first of them
         self._probe_at = 0.0
@@ -80,19 +79,22 @@ class Gate:
     def _enter(self, patience: float, *, bounded: bool) -> None:
         end = self._clock() + patience
         with self._free:
-            if self._down:
-                self._probe()
-            elif self._busy >= self.places:
+            if not self._down and self._busy >= self.places:
                 if bounded and self._waiting >= self._lobby:
                     raise self._later()
-                self._waiting += 1
-                try:
-                    while self._busy >= self.places:
-                        if not self._free.wait(max(0.0, end - self._clock())):
-                            raise self._later()
-                finally:
-                    self._waiting -= 1
+                self._await_place(end)
+            if self._down:
+                self._probe()
             self._busy += 1
+
+    def _await_place(self, end: float) -> None:
+        self._waiting += 1
+        try:
+            while not self._down and self._busy >= self.places:
+                if not self._free.wait(max(0.0, end - self._clock())):
+                    raise self._later()
+        finally:
+            self._waiting -= 1
 
     @property
     def _down(self) -> bool:
@@ -152,7 +154,7 @@ class Gate:
     def _next_turn(self) -> int:
         now = self._clock()
         # the longer the CA is away, the more rarely it is asked for
-        away = (now - self._failed_at) / 2 if self._down else 0.0
+        away = (now - self._failed_at) / 4 if self._down else 0.0
         at = max(now + max(LEAST, away), self._turn)
         self._turn = min(at + self._distance, now + MOST)
         return math.ceil(at - now)
@@ -164,9 +166,9 @@ class Gate:
 
     def news(self) -> int:
         """Seconds after which a device that hears of other settings is to act on them: 0 for the first of many, and
-        as many a second as the CA, or this proxy, can do."""
+        as many a second as the CA, or this proxy, can do. Those are turns like others: who is sent away comes after."""
         with self._free:
             now = self._clock()
-            at = max(now, self._news)
-            self._news = at + max(self._distance, NEWS_PACE)
+            at = max(now, self._turn)
+            self._turn = min(at + max(self._distance, NEWS_PACE), now + MOST)
             return int(at - now)
