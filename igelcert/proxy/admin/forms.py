@@ -9,7 +9,7 @@ from typing import Any
 
 from ...errors import ConflictError, SettingsError
 from ...settings import DEFAULTS
-from .rest import field_of
+from .rest.errors import field_of
 
 __all__ = ["Problems", "document_of", "form_of"]
 

@@ -14,7 +14,9 @@ from ...context import Context
 from ...importing import Import
 from ...inventory import Directory
 from ..forms import Problems
-from ..rest import NDJSON, failure, import_lines
+from ..rest.devices import import_lines
+from ..rest.errors import failure
+from ..rest.operations import NDJSON
 from .base import PAGE_SIZE, Answer, caller, done, form, number, offset_links, show
 
 __all__ = ["add"]
