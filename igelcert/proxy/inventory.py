@@ -307,9 +307,7 @@ def change(
     with context.db.begin() as connection:
         device = devices.must_find(connection, unit_id)
         if seen is not None and seen != (device.directory, device.hostname if device.hostname_fixed else ""):
-            raise ConflictError(
-                "directory", "somebody else changed this device meanwhile; this is what it is now"
-            )
+            raise ConflictError("seen", "this device was changed by somebody else meanwhile")
         if directory is not None and check_directory(directory) != device.directory:
             values["directory"] = check_directory(directory)
         if hostname:
