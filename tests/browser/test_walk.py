@@ -353,6 +353,7 @@ def test_import_with_progress(walk: Any, gate: Proxy, tmp_path: Path) -> None:
     page.get_by_role("button", name="Import").click()
     page.get_by_text("10000 devices were added.").wait_for(timeout=30_000)
     assert page.locator("#bar-text").text_content().startswith("10000 of 10000")
+    walk.shoot("import-done")
     walk.go("/devices?search=u77")
     walk.shoot("devices-many")
     assert walk.strange == []

@@ -144,10 +144,10 @@ def _page(context: Context, *, posts: bool, changes: bool) -> Callable[[Page], P
     return wrap
 
 
-def _refused(status: int, text: str) -> Response:
+def _refused(status: int, text: str, title: str = "That did not work") -> Response:
     if wants_lines():
         return problem_lines(Problems(others=[text]), status)
-    return make_response(render_template("problem.html", title="That did not work", text=text), status)
+    return make_response(render_template("problem.html", title=title, text=text), status)
 
 
 def _sentence(err: SettingsError | ConflictError) -> str:
@@ -267,7 +267,7 @@ def problem_page(context: Context, err: Exception) -> Response | None:
         text = f"{err}."
     elif "caller" not in g and code != 500:
         g.caller = guard.browser(context)
-    return _refused(code, text)
+    return _refused(code, text, *(["Not found"] if code == 404 else []))
 
 
 # ---- times --------------------------------------------------------------------------------------
