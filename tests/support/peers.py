@@ -42,6 +42,8 @@ SYSTEM = {
     "openssl": "openssl",
     "openvpn": "openvpn",
     "pk12util": "pk12util",
+    "prometheus": "prometheus",
+    "promtool": "promtool",
     "strongswan": "pki",
     "swanctl": "swanctl",
     "wpa_supplicant": "wpa_supplicant",
