@@ -326,8 +326,8 @@ def test_back_and_forth(tour: Walk) -> None:
     page.get_by_role("button", name="Log out").click()
     page.get_by_text("You have logged out.").wait_for()
     page.go_back()
-    page.wait_for_load_state()
-    assert page.get_by_role("heading", name="Log in").is_visible() and not page.get_by_text("B1").count()
+    page.get_by_role("heading", name="Log in").wait_for()
+    assert not page.get_by_text("B1").count()
     tour.log_in(password=PASSWORD)
 
 
