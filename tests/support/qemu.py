@@ -221,7 +221,7 @@ def boot(
         stale.unlink(missing_ok=True)
     # a UNIX socket's path is short: relative to the directory
     command = [
-        ROOT / "scripts/qemu", kind, "--image", image(kind), "--wfs", disk, "--seed", seed, "--console", place / "console",
+        ROOT / "scripts/qemu", kind, "--memory", "128", "--image", image(kind), "--wfs", disk, "--seed", seed, "--console", place / "console",
         "--control", control, "--qmp", place / "qmp", *options, *(("--", "-S") if unplugged else ()),
     ]  # fmt: skip
     (place / "console").write_bytes(b"")
