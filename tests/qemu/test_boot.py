@@ -52,7 +52,9 @@ class Enrolled:
 
 
 @pytest.fixture(scope="module", params=["tiny", "full"])
-def first(request: pytest.FixtureRequest, host: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Enrolled]:
+def first(
+    request: pytest.FixtureRequest, host: Rig, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Enrolled]:
     """Registers with the token of the seed disk; the resident agent, which init started, does the rest."""
     kind: str = request.param
     place = tmp_path_factory.mktemp(kind)
@@ -77,7 +79,9 @@ def first(request: pytest.FixtureRequest, host: Rig, tmp_path_factory: pytest.Te
 
 
 def online(guest: Guest) -> None:
-    guest.do("for i in $(seq 100); do ip addr show eth0 | grep -q 'inet ' && exit; usleep 100000; done; false")
+    guest.do(
+        "for i in $(seq 100); do ip addr show eth0 | grep -q 'inet ' && exit; usleep 100000; done; false"
+    )
 
 
 def serials(host: Rig) -> set[int]:
@@ -92,7 +96,10 @@ def test_first_boot(first: Enrolled) -> None:
     name = found["cert"].subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)[0].value
     assert name == "thinclient"
     assert (tree / "hooks.log").read_text() == "enrolled lan /wfs/igel-certs/lan\n"
-    assert first.said["agent"].split() in (["active"], ["rmagent", "is", "running", "as", "process", first.said["agent"].split()[-1]])
+    assert first.said["agent"].split() in (
+        ["active"],
+        ["rmagent", "is", "running", "as", "process", first.said["agent"].split()[-1]],
+    )
 
 
 def test_the_system_trusts_the_ca(first: Enrolled) -> None:
@@ -106,7 +113,7 @@ def test_the_system_trusts_the_ca(first: Enrolled) -> None:
 
 def test_the_journal_tells_the_story(first: Enrolled) -> None:
     assert re.search(r"rmagent\[\d+\]: registered at https://proxy.example", first.journal)
-    assert re.search(r"rmagent\[\d+\]: lan: enrolled, serial [0-9A-F]+", first.journal)
+    assert re.search(r"igel-certs\[\d+\]: lan: enrolled, serial [0-9A-F]+", first.journal)
     assert re.search(r"igel-certs\[\d+\]: nonsense: the settings have no such certificate", first.journal)
     assert "correct horse" not in first.journal
 

@@ -65,7 +65,9 @@ def live(host: Rig, place: Path, **seed: str | bytes) -> Life:
 
 
 def online(guest: Guest) -> None:
-    guest.do("for i in $(seq 100); do ip addr show eth0 | grep -q 'inet ' && exit; usleep 100000; done; false")
+    guest.do(
+        "for i in $(seq 100); do ip addr show eth0 | grep -q 'inet ' && exit; usleep 100000; done; false"
+    )
 
 
 def judge(life: Life, host: Rig, place: Path) -> tuple[int, int, int]:

@@ -24,7 +24,16 @@ ROOT = Path(__file__).resolve().parents[2]
 PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
 BOOT_SECONDS = 90
 DISK_BYTES = 16 << 20
-INPUTS = ("scripts/image", "scripts/stage", "setup.py", "constraints.txt", "image", "rootfs", "native", "igelcert")
+INPUTS = (
+    "scripts/image",
+    "scripts/stage",
+    "setup.py",
+    "constraints.txt",
+    "image",
+    "rootfs",
+    "native",
+    "igelcert",
+)
 # The seed's program: a shell without prompt or echo; the test says the words.
 TALK = """\
 #!/bin/sh
@@ -40,7 +49,9 @@ def tool(name: str) -> str:
 
 
 def run(*args: str | Path, codes: tuple[int, ...] = (0,)) -> str:
-    done = subprocess.run([tool(str(args[0])), *map(str, args[1:])], capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [tool(str(args[0])), *map(str, args[1:])], capture_output=True, text=True, timeout=60
+    )
     assert done.returncode in codes, f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
@@ -56,7 +67,11 @@ def _digest() -> str:
         paths = [place] if place.is_file() else sorted(place.rglob("*"))
         for path in paths:
             inside = path.relative_to(ROOT)
-            if path.is_file() and not {"__pycache__", "proxy", "labca", "build"} & set(inside.parts) and path.suffix != ".so":
+            if (
+                path.is_file()
+                and not {"__pycache__", "proxy", "labca", "build"} & set(inside.parts)
+                and path.suffix != ".so"
+            ):
                 found.update(f"{inside}\0{os.access(path, os.X_OK)}\0".encode())
                 found.update(path.read_bytes())
     return found.hexdigest()[:16]
@@ -64,7 +79,16 @@ def _digest() -> str:
 
 def image(kind: str) -> Path:
     """The image of the present sources: from the cache, or made now."""
-    for name in ("qemu-system-x86_64", "mksquashfs", "cpio", "mke2fs", "debugfs", "e2fsck", "apt-get", "dpkg-deb"):
+    for name in (
+        "qemu-system-x86_64",
+        "mksquashfs",
+        "cpio",
+        "mke2fs",
+        "debugfs",
+        "e2fsck",
+        "apt-get",
+        "dpkg-deb",
+    ):
         tool(name)
     cache = Path(os.environ.get("IGELCERT_IMAGES") or Path.home() / ".cache/igelcert-images")
     place = cache / f"test-{kind}-{_digest()}"
@@ -153,10 +177,12 @@ class Guest:
 
     def do(self, command: str, *, code: int | None = 0, seconds: float = 60) -> str:
         """Output of a shell command in the guest, which must end with that code."""
-        self.line.sendall(f"( {command}\n) 2>&1 </dev/null; echo \"=end= $?\"\n".encode())
+        self.line.sendall(f'( {command}\n) 2>&1 </dev/null; echo "=end= $?"\n'.encode())
         found = self._until(rb"(?s)(.*?)=end= (\d+)\n", seconds)
         text, got = found[1].decode(errors="replace"), int(found[2])
-        assert code is None or got == code, f"{command}: exit {got}\n{text}\n{self.journal() if code == 0 else ''}"
+        assert code is None or got == code, (
+            f"{command}: exit {got}\n{text}\n{self.journal() if code == 0 else ''}"
+        )
         return text
 
     def uptime(self) -> float:
@@ -220,10 +246,10 @@ def boot(
     for stale in (control, place / "qmp"):
         stale.unlink(missing_ok=True)
     # a UNIX socket's path is short: relative to the directory
-    command = [
-        ROOT / "scripts/qemu", kind, "--memory", "128", "--image", image(kind), "--wfs", disk, "--seed", seed, "--console", place / "console",
-        "--control", control, "--qmp", place / "qmp", *options, *(("--", "-S") if unplugged else ()),
-    ]  # fmt: skip
+    files = ["--image", image(kind), "--wfs", disk, "--seed", seed]
+    ports = ["--console", place / "console", "--control", control, "--qmp", place / "qmp"]
+    stopped = ["--", "-S"] if unplugged else []
+    command = [ROOT / "scripts/qemu", kind, "--memory", "128", *files, *ports, *options, *stopped]
     (place / "console").write_bytes(b"")
     with (place / "qemu.log").open("wb") as log:
         process = subprocess.Popen([*map(str, command)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
