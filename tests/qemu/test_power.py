@@ -109,7 +109,10 @@ def digest(tree: Path) -> str:
 
 
 def goes_on(tree: Path, host: Rig) -> None:
-    """The device's next run, on this machine: ends with a certificate, and leaves nothing behind."""
+    """The device's next run, on this machine: ends with a certificate, and no half generation beside it.
+
+    A temporary state.json.new* stays until the next generation is made, which sweeps.
+    """
     root = tree.with_name("root")
     shutil.rmtree(root, ignore_errors=True)
     (root / "etc/igelcert").mkdir(parents=True)
@@ -120,7 +123,7 @@ def goes_on(tree: Path, host: Rig) -> None:
     assert rmagent(["sync", "--root", str(root)]) == 0
     assert whole(root / "wfs/igel-certs/lan")
     names = [path.name for path in (root / "wfs/igel-certs/.store/lan").iterdir()]
-    assert not [name for name in names if ".new" in name or name == "pending"], names
+    assert not [name for name in names if name.startswith(".new") or name == "pending"], names
 
 
 def one_each(host: Rig) -> None:
