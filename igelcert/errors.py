@@ -78,5 +78,18 @@ class CheckError(Error):
     """An answer arrived whole and is not what was asked for (key, chain, dates, serial)."""
 
 
+class ConflictError(Error):
+    """What was to be changed is not what its editor saw, or something would be lost: nothing was done.
+
+    `path` names the place, as of a SettingsError; `replaces` is what must be agreed to ("" when it changed).
+    """
+
+    def __init__(self, path: str, reason: str, *, replaces: str = "", hint: str = "") -> None:
+        super().__init__(reason, hint=hint)
+        self.path = path
+        self.reason = reason
+        self.replaces = replaces
+
+
 class StorageError(Error):
     """Files or the database could not be read or written."""

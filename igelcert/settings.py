@@ -26,6 +26,7 @@ from .model import (
 )
 
 __all__ = [
+    "DEFAULTS",
     "CertSettings",
     "EnrollmentSettings",
     "EstSettings",
@@ -78,7 +79,10 @@ class ScepSettings:
 
 @dataclass(frozen=True, slots=True)
 class EnrollmentSettings:
-    """How and when. `renewal_period` is the percentage of the validity that remains when renewal is due."""
+    """How and when. `renewal_period` is the percentage of the validity that remains when renewal is due.
+
+    `renew_serial`: a certificate of this serial number is renewed now, whatever its dates say.
+    """
 
     proto: str = "igelums"
     auto_renewal: bool = True
@@ -86,6 +90,7 @@ class EnrollmentSettings:
     renewal_period: int = 20
     renewal_period_days: int = 30
     crypt_challenge_password: str = field(default="", repr=False)
+    renew_serial: str = ""
     est: EstSettings | None = None
     scep: ScepSettings | None = None
 
@@ -328,6 +333,14 @@ def _fingerprint(path: str, value: object) -> str:
     return digits
 
 
+def _serial(path: str, value: object) -> str:
+    """A serial number as `openssl x509 -serial` has it: upper case hexadecimal."""
+    digits = str(_text(64)(path, value)).upper()
+    if digits.strip("-0123456789ABCDEF"):
+        raise SettingsError(path, "is not a serial number in hexadecimal")
+    return digits
+
+
 _SUBJECT: Table = {
     "auto_cn": ("hostname", _choice(("hostname", "unitid", "off"))),
     "cn": ("", _text(64)),
@@ -371,6 +384,7 @@ _ENROLLMENT: Table = {
     "renewal_period": (20, _number(1, 99)),
     "renewal_period_days": (30, _number(1, 36500)),
     "crypt_challenge_password": ("", _secret(255)),
+    "renew_serial": ("", _serial),
     "est": (None, _nested(_EST, EstSettings)),
     "scep": (None, _nested(_SCEP, ScepSettings)),
 }
@@ -427,3 +441,17 @@ def _consistent(path: str, cert: CertSettings) -> None:
         (cert.auto_cn != "off", cert.auto_hostname, cert.auto_ip, cert.subject.attributes(), cert.san)
     ):
         raise SettingsError(f"{path}.subject", "is empty and there is no subject alternative name either")
+
+
+def _defaults(table: Table) -> dict[str, Any]:
+    return {key: default for key, (default, _) in table.items() if default is not None}
+
+
+# a certificate that says nothing, as a document
+DEFAULTS: Mapping[str, Any] = {
+    **_defaults(_CERT),
+    "subject": _defaults(_SUBJECT),
+    "subjaltname": _defaults(_SAN),
+    "key": _defaults(_KEY),
+    "enrollment": _defaults(_ENROLLMENT),
+}

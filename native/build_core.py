@@ -49,9 +49,20 @@ ffibuilder.set_source(
     '#include "igc.h"',
     sources=sources(),
     include_dirs=["native/include"],
-    depends=["native/include/igc.h", "native/src/inner.h"],
-    extra_compile_args=["-std=gnu11", "-Os", "-fvisibility=hidden", *pkg_config("--cflags", "libcrypto", [])],
-    extra_link_args=["-Wl,--as-needed", *pkg_config("--libs", "libcrypto", ["-lcrypto"])],
+    depends=["native/include/igc.h", "native/src/inner.h", "native/src/prime.h"],
+    extra_compile_args=[
+        "-std=gnu11",
+        "-Os",
+        "-fvisibility=hidden",
+        "-pthread",
+        *pkg_config("--cflags", "libcrypto", []),
+    ],
+    extra_link_args=[
+        "-Wl,--as-needed",
+        "-Wl,-z,now",
+        "-pthread",
+        *pkg_config("--libs", "libcrypto", ["-lcrypto"]),
+    ],
     py_limited_api=False,
 )
 

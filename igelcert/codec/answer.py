@@ -103,7 +103,10 @@ def _changes(request: CertificationRequest, cert: crypto.Certificate) -> list[st
 
 def _dates(cert: crypto.Certificate, now: int) -> None:
     if cert.not_after <= now:
-        raise CheckError(f"the certificate in the answer expired {now - cert.not_after} seconds ago")
+        raise CheckError(
+            f"the certificate in the answer expired {now - cert.not_after} seconds ago",
+            hint="compare the clocks of this machine and the CA",
+        )
     if cert.not_before > now + CLOCK_SKEW:
         raise CheckError(
             f"the certificate in the answer is not valid for another {cert.not_before - now} seconds",

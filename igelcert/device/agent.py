@@ -11,7 +11,7 @@ from typing import Any
 
 from .. import crypto
 from ..codec.http import Request
-from ..errors import Error, RemoteProtocolError, SettingsError, TransportError
+from ..errors import Error, RemoteProtocolError, SettingsError
 from ..model import DeviceFacts
 from ..settings import CertSettings, Settings, parse_settings
 from . import agenda, files, keys, schedule, straight
@@ -28,6 +28,7 @@ __all__ = ["Agent", "load_settings"]
 MAX_SETTINGS = 1 << 20
 CLOCK_FILE = "/usr/lib/clock-epoch"  # its date is that of the image, where the image has one
 REPORT_AGAIN = 600  # seconds
+NO_SETTINGS = "run: rmagent sync; or give --settings FILE"
 
 
 class Agent:
@@ -80,9 +81,9 @@ class Agent:
         if not os.path.exists(self._path("settings.json")):
             # nothing is known, which is not the same as nothing is wanted
             return exit_code(codes)
-        settings = load_settings(self._path("settings.json"))
         run = self.run()
-        codes.append(run.apply(settings))
+        codes.append(run.apply(load_settings(self._path("settings.json")), self.stored))
+        settings = self.stored() or Settings()
         reported = self._report_certs(run, settings)
         codes.append(EX_OK if reported else EX_TEMPFAIL)
         moments = [run.next_step(settings), self._identity_step()]
@@ -94,8 +95,8 @@ class Agent:
     def _talk(self) -> int:
         """Management certificate, facts, settings. What fails is logged; the stored settings stay."""
         try:
-            self.identity.mend()
-            with self.identity.link() as link:
+            self.identity.check_registered()
+            with self.identity.alone(), self.identity.link() as link:
                 if self.identity.renew(link):
                     self.log.info("the management certificate was renewed")
                 self._report(link)
@@ -103,9 +104,15 @@ class Agent:
         except Error as err:
             self.log.error(str(err))
             self.log.hint(err.hint)
-            self.log.info("going on with the stored settings")
+            if os.path.exists(self._path("settings.json")):
+                self.log.info("going on with the stored settings")
             return code_of(err)
         return EX_OK
+
+    def stored(self) -> Settings | None:
+        """The settings of now; None when there are none, which is not the same as nothing is wanted."""
+        path = self._path("settings.json")
+        return load_settings(path) if os.path.exists(path) else None
 
     def _identity_step(self) -> int | None:
         """When the management certificate is renewed; when that is due already and failed, in an hour."""
@@ -117,12 +124,7 @@ class Agent:
 
     def _fetch(self, link: Link) -> None:
         """Stores what the proxy sends when it is valid; otherwise the stored settings stay."""
-        etag = ""
-        try:
-            etag = files.read(self._path("settings.etag")).decode("ascii", "replace").strip()
-            files.read(self._path("settings.json"))
-        except FileNotFoundError:
-            etag = ""
+        etag = self._tag()
         headers = (("If-None-Match", etag),) if etag else ()
         answer = link.send(Request("GET", "/rmagent/settings", headers))
         if answer.status == 304:
@@ -136,10 +138,21 @@ class Agent:
             raise RemoteProtocolError(
                 f"the settings from the proxy are not valid, the old ones stay: {err}", hint=err.hint
             ) from None
+        # the tag goes first: one of older settings beside the new ones would be taken for theirs after a power cut
+        files.remove_tree(self._path("settings.etag"))
         # 0600: the document holds key passwords
         files.replace(self._path("settings.json"), answer.body, 0o600)
         files.replace(self._path("settings.etag"), answer.header("ETag").encode(), 0o600)
         self.log.info(f"new settings with {len(settings.certs)} certificate(s)")
+
+    def _tag(self) -> str:
+        """The tag of the stored settings; "" when they must come again: none are there, or they are damaged."""
+        try:
+            load_settings(self._path("settings.json"))
+            tag = files.read(self._path("settings.etag")).decode("ascii").strip()
+        except (FileNotFoundError, UnicodeDecodeError, Error):
+            return ""
+        return tag if tag.isprintable() else ""
 
     # ---- reports --------------------------------------------------------------------------------
 
@@ -148,7 +161,7 @@ class Agent:
         try:
             with self.identity.link() as link:
                 self._report(link, self._certs_json(run, settings))
-        except (TransportError, RemoteProtocolError) as err:
+        except Error as err:
             self.log.warning(f"the report did not arrive: {err}")
             return False
         return True
@@ -210,13 +223,15 @@ def _now() -> int:
 
 
 def load_settings(path: str) -> Settings:
-    """Settings of a file; an empty document when it is not there."""
+    """Settings of a file. Where there is none, that is an error: an empty document would mean "remove all"."""
     try:
         if os.path.getsize(path) > MAX_SETTINGS:
             raise SettingsError(path, f"is larger than {MAX_SETTINGS >> 20} MiB")
         text = files.read(path, MAX_SETTINGS)
     except FileNotFoundError:
-        return Settings()
+        raise SettingsError(
+            path, "is not there: nothing says which certificates to have", hint=NO_SETTINGS
+        ) from None
     except OSError as err:
         raise files.failure(err, "read", path) from None
     return parse_settings(text)

@@ -39,7 +39,7 @@ class CaStore:
         noted = self._noted()
         if not ordered and not noted:
             return
-        self._prepare()
+        self._prepare(noted)
         entries = self._place(ordered, noted)
         # the note comes first: a cut-off run leaves nothing of ours unknown
         self._note({**noted, **entries})
@@ -47,15 +47,17 @@ class CaStore:
             path = os.path.join(self._directory, file)
             if _content(path) != cert.pem().encode():
                 files.replace(path, cert.pem().encode(), 0o644)
+        # links first, the note last: a cut-off run leaves none that leads nowhere, and none that nobody knows
+        self._link(ordered, entries, set(noted))
         for file, digest in noted.items():
             if file not in entries:
                 self._withdraw(file, digest)
         self._note(entries)
-        self._link(ordered, entries, set(noted))
 
-    def _prepare(self) -> None:
+    def _prepare(self, noted: Mapping[str, str]) -> None:
+        files.make_public_dir(self._directory)
+        files.sweep(self._directory, lambda name, path: name in noted or _target(path) in noted)
         try:
-            _make_public(self._directory)
             alias = os.path.join(os.path.dirname(self._directory), "cert")
             if not os.path.lexists(alias) and os.path.basename(self._directory) != "cert":
                 os.symlink(os.path.basename(self._directory), alias)
@@ -174,12 +176,8 @@ class CaStore:
         return os.path.lexists(path) and not os.path.islink(path)
 
 
-def _make_public(path: str) -> None:
-    """The directory, and what is missing above it, 0755 under any umask; what is there stays as it is."""
-    if not os.path.isdir(path):
-        _make_public(os.path.dirname(path))
-        os.mkdir(path)
-        os.chmod(path, 0o755)  # noqa: S103 - CA certificates are for everybody
+def _target(path: str) -> str:
+    return os.readlink(path) if os.path.islink(path) else ""
 
 
 def _content(path: str) -> bytes | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 TYPE_CHECKING = False
@@ -88,7 +89,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if words[:1] == ["status"]:
         from .status import main as status
 
-        return status(words[1:])
+        try:
+            code = status(words[1:])
+            sys.stdout.flush()
+            return code
+        except BrokenPipeError:  # `status | head`; nothing more may go there, at exit neither
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            return 1
     args = _parser().parse_args(words)
     from ..errors import Error
     from . import commands

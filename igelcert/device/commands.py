@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import shutil
+import sys
 import time
 
 from .. import crypto
@@ -27,27 +28,36 @@ def run(args: argparse.Namespace, log: Log) -> int:
     config = load(args.root, args.config)
     log = Log("igel-certs", screen=args.verbose or log._screen, level=config.log_level)
     if args.command == "keygen":
-        return _keygen(args, log)
+        return _keygen(args, config, log)
     agent = Agent(config, log)
     if args.command == "apply":
-        if not args.settings and not os.path.exists(os.path.join(agent.dir, "settings.json")):
-            # nothing is known, which is not the same as nothing is wanted
-            log.warning("there are no settings yet: run rmagent sync, or give --settings")
-            return 0
-        return agent.run().apply(_settings(args, agent))
+        return agent.run().apply(_settings(args, agent), lambda: _settings(args, agent))
     if args.command == "renew":
-        return agent.run().renew(_settings(args, agent), args.names, args.force)
+        settings = _settings(args, agent)
+        return agent.run().renew(settings, args.names, args.force, lambda: _settings(args, agent))
     if args.command == "install-cas":
         return agent.run().install_cas()
     return _doctor(agent, args.json)
 
 
 def _settings(args: argparse.Namespace, agent: Agent) -> Settings:
+    """Those that were given, else the stored ones."""
     if not args.settings:
-        return load_settings(os.path.join(agent.dir, "settings.json"))
+        return _stored(agent)
     if not os.path.exists(args.settings):
         raise StorageError(f"cannot read {args.settings}: it is not there")
     return load_settings(args.settings)
+
+
+def _stored(agent: Agent) -> Settings:
+    path = os.path.join(agent.dir, "settings.json")
+    try:
+        return load_settings(path)
+    except SettingsError as err:
+        if err.path == path:
+            raise
+        hint = "they are the proxy's; rmagent sync fetches them anew when they are damaged"
+        raise SettingsError(f"{path}: {err.path}" if err.path else path, err.reason, hint=hint) from None
 
 
 def read_secret(path: str) -> str:
@@ -64,17 +74,29 @@ def read_secret(path: str) -> str:
     return line
 
 
-def _keygen(args: argparse.Namespace, log: Log) -> int:
+def _show_progress(tested: int, primes: int) -> None:
+    """One line of the terminal, written over again and again."""
+    line = f"{min(primes, 2)} of 2 primes found, {tested} candidates tested"
+    print(f"\r{line:<60}", end="", file=sys.stderr, flush=True)
+
+
+def _generate(kind: str, generator: str) -> crypto.Key:
+    """The key; on a terminal with a line that shows how far it is. Ctrl-C ends it at once."""
+    if not (kind.startswith("rsa_") and sys.stderr.isatty()):
+        return crypto.Key.generate(kind, generator=generator, progress=lambda tested, primes: None)
+    try:
+        return crypto.Key.generate(kind, generator=generator, progress=_show_progress)
+    finally:
+        print(f"\r{'':60}\r", end="", file=sys.stderr, flush=True)
+
+
+def _keygen(args: argparse.Namespace, config: Config, log: Log) -> int:
     password = read_secret(args.password_file).encode() if args.password_file else None
     if not 1000 <= args.iterations <= 10_000_000:
         raise SettingsError("--iterations", "is not between 1000 and 10000000")
     if os.path.lexists(args.out) and not args.force:
         raise StorageError(f"{args.out} is there already", hint="name another file, or give --force")
-    if args.type in {"rsa_4096", "rsa_8192"}:
-        log.info(
-            f"making a key of type {args.type}; this can take {'a minute' if args.type == 'rsa_8192' else 'some seconds'}"
-        )
-    key = crypto.Key.generate(args.type)
+    key = _generate(args.type, config.key_generator)
     files.replace(os.path.abspath(args.out), lambda fd: key.write(fd, password, args.iterations), 0o600)
     log.info(f"{args.out}: a key of type {args.type}, {'encrypted' if password else 'not encrypted'}")
     return 0
@@ -136,7 +158,8 @@ def _identity(agent: Agent) -> str:
     left = cert.not_after - int(time.time())
     if left <= 0:
         raise StorageError(
-            "the management certificate has expired", hint="run: rmagent register with a new token"
+            "the management certificate has expired",
+            hint="run: rmagent register with a new token; but first look whether the clock is right",
         )
     return f"{cert.subject_text}, {left // 86_400} days left"
 
@@ -153,12 +176,14 @@ def _server(agent: Agent) -> str:
 
 def _keys(agent: Agent) -> str:
     tree: Tree = agent.run().tree
-    settings = load_settings(os.path.join(agent.dir, "settings.json"))
+    settings = _stored(agent)
     bad = []
     for cert in settings.certs:
         live = keys.live(tree, cert.friendly_name, cert.key.password)
         if live.cert is None or live.problem:
             bad.append(f"{cert.friendly_name}: {live.problem or 'no certificate'}")
+        elif live.cert.not_after <= time.time():
+            bad.append(f"{cert.friendly_name}: the certificate has expired")
     if bad:
         raise StorageError("; ".join(bad), hint="run: igel-certs apply")
     return f"{len(settings.certs)} certificate(s), each with its key"

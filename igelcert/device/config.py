@@ -59,8 +59,9 @@ class Config:
         try:
             uid = pwd.getpwnam(self.owner).pw_uid if self.owner else os.geteuid()
             gid = grp.getgrnam(self.group).gr_gid if self.group else os.getegid()
-        except KeyError as err:
-            raise SettingsError("device.toml", f"unknown owner or group: {err}") from None
+        except KeyError:
+            named = " ".join(repr(name) for name in (self.owner, self.group) if name)
+            raise SettingsError("device.toml", f"unknown owner or group: {named}") from None
         return uid, gid
 
 

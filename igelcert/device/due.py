@@ -25,8 +25,8 @@ def reason(
 ) -> str:
     """Why a new certificate is needed, "" when none is. mark: of what the settings and facts ask for now.
 
-    under_way: a request waits for the CA's answer. chance: this device's place among those that renew at one
-    time, None to renew the moment it is due.
+    under_way: the request for that mark was begun and has no certificate yet. chance: this device's place among
+    those that renew at one time, None to renew the moment it is due.
     """
     if live.cert is None:
         return live.problem or "new"
@@ -34,8 +34,10 @@ def reason(
         return live.problem
     if state.get("spec", mark) != mark:
         return "settings, host name or address changed"
-    if under_way and state.get("pending") and state.get("retry_spec") == mark:
+    if under_way:
         return "a request is under way"
+    if live.cert.serial_hex == cert.enrollment.renew_serial:
+        return "the proxy asks for it"
     return by_time(live.cert, cert, now, chance)
 
 

@@ -24,15 +24,17 @@ def gather(config: Config) -> DeviceFacts:
 
 
 def hostname(config: Config) -> str:
+    """What the device is called, "" when nobody gave it a name: every machine is localhost to itself."""
     if config.hostname:
         return config.hostname
+    name = socket.gethostname()
     if config.root:
         try:
             with open(config.at("/etc/hostname"), encoding="utf-8", errors="replace") as file:
-                return file.read(300).strip()
+                name = file.read(300).strip()
         except OSError:
             pass
-    return socket.gethostname()
+    return "" if name.lower() in {"localhost", "localhost.localdomain", "(none)"} else name
 
 
 def unit_id(config: Config, net: str = "/sys/class/net") -> str:

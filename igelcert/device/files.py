@@ -21,11 +21,15 @@ __all__ = [
     "failure",
     "fsync_dir",
     "make_dir",
+    "make_lasting_dir",
+    "make_public_dir",
     "need_mount",
     "read",
     "remove_tree",
     "rename",
     "replace",
+    "settle",
+    "sweep",
     "symlink",
     "write_new",
 ]
@@ -38,6 +42,7 @@ _WHY = {
     errno.EEXIST: "something else stands there",
     errno.EPERM: "no permission",
     errno.EFBIG: "the file would be too large",
+    errno.ENOENT: "a part of the path is not there",
     errno.ENOTDIR: "a part of the path is not a directory",
     errno.ELOOP: "a symbolic link stands where none may",
 }
@@ -70,11 +75,15 @@ def read(path: str, limit: int = 1 << 20) -> bytes:
 
 
 def fsync_dir(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    """The names in a directory, on disk."""
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as err:
+        raise failure(err, "flush", path) from None
 
 
 def need_mount(path: str, root: str) -> None:
@@ -83,10 +92,29 @@ def need_mount(path: str, root: str) -> None:
         return
     if not root:
         raise StorageError(f"{path} is not there", hint="mount it, or make the directory")
+    make_public_dir(path)
+
+
+def make_public_dir(path: str) -> None:
+    """The directory, and what is missing above it, 0755 under any umask; what is there stays as it is."""
+    if os.path.isdir(path):
+        return
+    make_public_dir(os.path.dirname(path))
+    umask = os.umask(0o022)  # not chmod afterwards: a cut in between would leave it as it is for ever
     try:
-        os.makedirs(path, exist_ok=True)
+        os.mkdir(path, 0o755)
     except OSError as err:
         raise failure(err, "make the directory", path) from None
+    finally:
+        os.umask(umask)
+
+
+def make_lasting_dir(path: str, mode: int, owner: Owner = None) -> None:
+    """As make_dir; a new one is on disk when this returns."""
+    known = os.path.isdir(path)
+    make_dir(path, mode, owner)
+    if not known:
+        fsync_dir(os.path.dirname(path))
 
 
 def make_dir(path: str, mode: int, owner: Owner = None) -> None:
@@ -102,6 +130,19 @@ def make_dir(path: str, mode: int, owner: Owner = None) -> None:
             os.chown(path, *owner)
     except OSError as err:
         raise failure(err, "make the directory", path) from None
+
+
+def settle(path: str, mode: int, owner: Owner) -> None:
+    """Owner and mode of what is there, unless they are so already; the caller's owner where none is given."""
+    uid, gid = owner or (os.geteuid(), os.getegid())
+    try:
+        info = os.lstat(path)
+        if (info.st_uid, info.st_gid) != (uid, gid):
+            os.lchown(path, uid, gid)
+        if info.st_mode & 0o7777 != mode and not os.path.islink(path):
+            os.chmod(path, mode)
+    except OSError as err:
+        raise failure(err, "change the mode of", path) from None
 
 
 def write_new(path: str, write: bytes | Callable[[int], None], mode: int, owner: Owner = None) -> None:
@@ -188,6 +229,44 @@ def symlink(target: str, path: str) -> None:
     except OSError as err:
         raise failure(err, "make the link", path) from None
     rename(temporary, path)
+
+
+def _meant(entry: str) -> tuple[str, int]:
+    """Of a temporary entry of `replace` or `symlink`: the name that it was to get (a link's with a dot before
+    it) and the process that made it; ("", 0) for any other entry."""
+    name, new, number = entry.rpartition(".new")
+    return (name, int(number)) if new and number.isdecimal() and len(number) < 10 else ("", 0)
+
+
+def sweep(directory: str, ours: Callable[[str, str], bool] = lambda _name, _path: True) -> None:
+    """Removes the temporary files and links that runs left which were cut. ours: judges by the name that one was
+    to get and the path that it has."""
+    try:
+        entries = os.listdir(directory)
+    except FileNotFoundError:
+        return
+    except OSError as err:
+        raise failure(err, "read", directory) from None
+    for entry in entries:
+        path = os.path.join(directory, entry)
+        name, process = _meant(entry)
+        if not name or _at_work(process) or (os.path.isdir(path) and not os.path.islink(path)):
+            continue
+        if ours(name, path):
+            remove_tree(path)
+
+
+def _at_work(process: int) -> bool:
+    """Does another process of that number run?"""
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def remove_tree(path: str) -> None:

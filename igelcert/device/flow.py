@@ -22,7 +22,7 @@ from .castore import CaStore
 from .config import Config
 from .log import Log
 from .settle import Settler, note_removal
-from .store import Lock, Tree
+from .store import Busy, Lock, Tree
 
 __all__ = ["EX_CONFIG", "EX_FAILED", "EX_OK", "EX_TEMPFAIL", "Run", "Way", "exit_code"]
 
@@ -40,6 +40,8 @@ class Way(Protocol):
     def close(self) -> None: ...
 
 
+# Settings as they are once nobody else is at work: a run may wait for one that applies newer ones. None: no others.
+Reread = Callable[[], Settings | None]
 # (certificate, live certificate to authenticate a renewal with or None) -> where its requests go
 Connect = Callable[[CertSettings, crypto.Certificate | None], Way]
 
@@ -92,7 +94,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.tree = Tree(self.config.tree_root, self.config.ids)
-        manifest = f"{self.tree.store}/castore.json"
+        manifest = f"{self.tree.store}/.castore.json"  # no friendly name begins with a dot
         self.castore = CaStore(self.config.at(self.config.ca_store), manifest)
         self.settler = Settler(self.config, self.tree, self.log, self.now, self._lock)
 
@@ -101,40 +103,47 @@ class Run:
 
     # ---- the whole document ---------------------------------------------------------------------
 
-    def apply(self, settings: Settings) -> int:
+    def apply(self, settings: Settings, reread: Reread = lambda: None) -> int:
         """Brings the tree in line with the settings; returns the exit code."""
-        for warning in settings.warnings:
-            self.log.warning(warning)
         files.need_mount(self.config.tree_root, self.config.root)
         with self._lock():
+            settings = reread() or settings
+            for warning in settings.warnings:
+                self.log.warning(warning)
+            self.tree.tidy()
             codes = self._each(settings.certs, forced=False)
             wanted = {cert.friendly_name for cert in settings.certs}
-            for name in self.tree.names():
-                if name not in wanted:
-                    note_removal(self.tree, name, self.now())
-                    self.tree.remove(name)
-                    self.log.info(f"{name}: removed, the settings no longer have it")
+            codes += [self._remove(name) for name in self.tree.names() if name not in wanted]
             codes.append(self._install())
         codes.append(self._settle(settings))
         return exit_code(codes)
 
-    def renew(self, settings: Settings, names: Sequence[str], force: bool) -> int:
+    def renew(
+        self, settings: Settings, names: Sequence[str], force: bool, reread: Reread = lambda: None
+    ) -> int:
         """Renews what is due among `names` (all when empty), or all of them now."""
+        files.need_mount(self.config.tree_root, self.config.root)
+        with self._lock():
+            settings = reread() or settings
+            self.tree.tidy()
+            codes = self._renewed(settings, names, force)
+            codes.append(self._install())
+        codes.append(self._settle(settings))
+        return exit_code(codes)
+
+    def _renewed(self, settings: Settings, names: Sequence[str], force: bool) -> list[int]:
         unknown = set(names) - {cert.friendly_name for cert in settings.certs}
         for name in sorted(unknown):
             self.log.error(f"{name}: the settings have no such certificate")
         if not settings.certs:
             self.log.warning("there are no settings with certificates: run rmagent sync, or give --settings")
-        with self._lock():
-            chosen = [cert for cert in settings.certs if not names or cert.friendly_name in names]
-            codes = self._each(chosen, forced=force)
-            codes.append(self._install())
-        codes.append(self._settle(settings))
-        return exit_code([*codes, EX_FAILED if unknown else EX_OK])
+        chosen = [cert for cert in settings.certs if not names or cert.friendly_name in names]
+        return [*self._each(chosen, forced=force), EX_FAILED if unknown else EX_OK]
 
     def install_cas(self) -> int:
         """(Re)installs the CAs of every live certificate into the OpenSSL store."""
         with self._lock():
+            self.tree.tidy()
             return self._install()
 
     def next_step(self, settings: Settings) -> int | None:
@@ -153,6 +162,18 @@ class Run:
             return [EX_TEMPFAIL]
         return [self._one(cert, forced) for cert in certs]
 
+    def _remove(self, name: str) -> int:
+        """A certificate that the settings no longer have; what fails with it stops nothing else."""
+        try:
+            note_removal(self.tree, name, self.now())
+            self.tree.remove(name)
+        except Error as err:
+            self.log.error(f"{name}: {err}")
+            self.log.hint(err.hint)
+            return code_of(err)
+        self.log.info(f"{name}: removed, the settings no longer have it")
+        return EX_OK
+
     def _install(self) -> int:
         try:
             self.castore.sync({name: self._cas_of(name) for name in self.tree.names()})
@@ -165,6 +186,9 @@ class Run:
     def _settle(self, settings: Settings) -> int:
         try:
             return EX_OK if self.settler.settle(settings, paced=self.paced) else EX_TEMPFAIL
+        except Busy:
+            self.log.warning("another igel-certs is at work; hooks may hear twice of what they have heard")
+            return EX_TEMPFAIL
         except Error as err:
             self.log.error(f"hooks and notifications: {err}")
             self.log.hint(err.hint)
@@ -189,7 +213,9 @@ class Run:
             ask = Ask(cert, spec, mark, live, self._healed(cert, live))
             reason = self._reason(ask, forced)
             if not reason:
+                self.tree.drop_pending(name)  # a request for what is no longer wanted
                 self._note(name, self._settled(ask))
+                self.tree.share(name)
                 return EX_OK
             return self._enroll(ask, reason, forced)
         except Error as err:
@@ -202,7 +228,8 @@ class Run:
         """Why a new certificate is asked for now, "" when none is."""
         if forced:
             return "forced"
-        under_way = self.tree.pending(ask.name) is not None
+        request = self.tree.pending(ask.name)
+        under_way = request is not None and request[0].get("spec") == ask.mark
         chance = self._place(ask.name) if self.paced else None
         found = due.reason(
             ask.cert, ask.live, ask.state, ask.mark, self.now(), under_way=under_way, chance=chance
@@ -211,6 +238,7 @@ class Run:
             found
             and ask.live.cert
             and not ask.live.problem
+            and not under_way
             and due.address_alone(ask.cert, self.facts, ask.state)
         ):
             found = self._address(ask)
@@ -243,7 +271,7 @@ class Run:
         self.log.info(
             f"{name}: {'renewing' if renewing else 'enrolling'} ({reason}), key type {cert.key.type}"
         )
-        key, csr, kept = keys.key_for_request(self.tree, cert, ask.spec, ask.mark)
+        key, csr, kept = keys.key_for_request(self.tree, cert, ask.spec, ask.mark, self.config.key_generator)
         if kept:
             self.log.info(f"{name}: asking again with the request that is under way")
         server = self.connect(cert, live.cert if renewing else None)
@@ -258,7 +286,12 @@ class Run:
             raise RemoteProtocolError(f"the answer cannot be used: {err}", hint=err.hint) from None
         finally:
             server.close()
-        self._store(ask, key, csr, outcome, cas, reason)
+        try:
+            self._store(ask, key, csr, outcome, cas, reason)
+        except answers.NoChain:
+            # its CA may be gone since: asked again, this request would get this certificate again
+            self.tree.drop_pending(name)
+            raise
         return EX_OK
 
     def _waits(self, ask: Ask) -> int:
@@ -335,11 +368,13 @@ class Run:
 
     def _take_over(self, ask: Ask, live: crypto.Certificate, cas: list[bytes]) -> str:
         """The live certificate with the CA's new certificates beside it, as a new generation."""
+        ours = self._cas_of(ask.name)
         try:
-            good = answers.check([live.der], cas, live.spki, self.now())
+            # an intermediate may have come with the certificate alone; what is trusted is the CA's word of now
+            good = answers.check([live.der, *ours], cas, live.spki, self.now())
         except answers.NoChain:
             return "the CA changed"
-        if {ca.der for ca in good.cas} == set(self._cas_of(ask.name)):
+        if {ca.der for ca in good.cas} == set(ours):
             return ""
         key = keys.read_key(f"{self.tree.path}/{ask.name}/pkey.pem", ask.cert.key.password)
         self._put(ask.cert, key, good)
@@ -428,16 +463,16 @@ class Run:
     def _note_failure(
         self, name: str, mark: str, text: str, retry_after: int | None = None, *, refused: bool = False
     ) -> None:
-        state = notes.failed(
-            self.tree.state(name),
-            mark=mark,
-            text=text,
-            now=self.now(),
-            refused=refused,
-            retry_after=retry_after,
-            chance=random.random(),
-        )
         try:
+            state = notes.failed(
+                self.tree.state(name),
+                mark=mark,
+                text=text,
+                now=self.now(),
+                refused=refused,
+                retry_after=retry_after,
+                chance=random.random(),
+            )
             self.tree.save_state(name, state)
         except StorageError as err:
             self.log.warning(f"{name}: the failure cannot be noted: {err}")

@@ -13,12 +13,13 @@ import signal
 import stat
 import subprocess
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 
 from .config import Config
 from .log import Log
 
-__all__ = ["EVENTS", "HOOKS_DIR", "Event", "run"]
+__all__ = ["EVENTS", "HOOKS_DIR", "Event", "Heard", "run"]
 
 HOOKS_DIR = "/etc/igelcert/hooks.d"
 EVENTS = ("enrolled", "renewed", "failed", "removed")
@@ -39,21 +40,32 @@ class Event:
     reason: str = ""
 
 
-def run(config: Config, event: Event, log: Log) -> str:
-    """Runs every hook; returns what failed, in words, or "". A failed one does not stop the others."""
+@dataclass(frozen=True, slots=True)
+class Heard:
+    """heard: names of hooks that ended well. failed: what the others did, in words; "" when there are none."""
+
+    heard: tuple[str, ...]
+    failed: str
+
+
+def run(config: Config, event: Event, log: Log, done: Container[str] = ()) -> Heard:
+    """Runs every hook but those that heard of this event already. A failed one does not stop the others."""
     directory = config.at(HOOKS_DIR)
-    failed = []
+    heard, failed = [], []
     for name in _names(directory):
         path = os.path.join(directory, name)
         if problem := _unfit(path):
             if problem != "not executable":
                 log.warning(f"hook {name} is passed over: {problem}")
             continue
-        log.debug(f"{event.friendly_name}: hook {name} {event.kind}")
-        if wrong := _one(path, name, event, config.hook_timeout, log):
-            log.error(f"{event.friendly_name}: hook {name} {wrong}")
-            failed.append(f"{name} {wrong}")
-    return "; ".join(failed)
+        if name not in done:
+            log.debug(f"{event.friendly_name}: hook {name} {event.kind}")
+            if wrong := _one(path, name, event, config.hook_timeout, log):
+                log.error(f"{event.friendly_name}: hook {name} {wrong}")
+                failed.append(f"{name} {wrong}")
+                continue
+        heard.append(name)
+    return Heard(tuple(heard), "; ".join(failed))
 
 
 def _names(directory: str) -> list[str]:

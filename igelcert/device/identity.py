@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 from .. import crypto
 from ..codec import pkcs10
@@ -17,11 +18,17 @@ from ..model import CsrSpec, DeviceFacts, Subject
 from ..settings import load_json
 from . import files, keys, straight
 from .config import Config
+from .store import Lock
 from .transport import Link, client_context
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["JSON", "Identity", "json_object", "refusal"]
 
 KEY_TYPE = "ec_prime256v1"
+LOCK = ".lock"
+LOCK_SECONDS = 30.0
 RENEW_PERCENT = 20  # of the management certificate's life left
 JSON = (("Content-Type", "application/json"),)
 
@@ -34,6 +41,7 @@ class Identity:
         self._facts = facts
         self._now = now
         self.dir = config.agent_dir
+        self._alone = False
 
     def path(self, *names: str) -> str:
         return os.path.join(self.dir, *names)
@@ -57,10 +65,14 @@ class Identity:
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return self._config.server
 
+    def check_registered(self) -> None:
+        # one that lies ready comes into force as soon as somebody is alone here
+        if self.certificate() is None and not os.path.exists(self.path("cert.new")):
+            raise SettingsError("rmagent", "this device is not registered", hint="run: rmagent register")
+
     def link(self) -> Link:
         """A link to the proxy with the management certificate."""
-        if self.certificate() is None:
-            raise SettingsError("rmagent", "this device is not registered", hint="run: rmagent register")
+        self.check_registered()
         if not self.server:
             raise SettingsError("server", "no server is known", hint="run: rmagent register --server URL")
         try:
@@ -71,6 +83,16 @@ class Identity:
             ) from None
         context = client_context(ca_pem=trust)
         try:
+            self._load(context)
+        except SettingsError:
+            if self._alone:
+                raise
+            with self.alone():  # a renewal is at its last steps, or was cut there
+                self._load(context)
+        return Link(self.server, context)
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        try:
             context.load_cert_chain(self.path("cert.pem"), self.path("key.pem"))
         except OSError as err:
             raise SettingsError(
@@ -78,7 +100,19 @@ class Identity:
                 f"the management certificate and its key cannot be used: {plain_line(str(err))}",
                 hint="run: rmagent register",
             ) from None
-        return Link(self.server, context)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Nobody else changes what lies here meanwhile. What a run left that was cut is ended or removed first."""
+        with Lock(self.path(LOCK), LOCK_SECONDS, "rmagent"):
+            self._alone = True
+            try:
+                files.sweep(self.dir)
+                files.sweep(self.path("trust-store"))
+                self._finish_renewal()
+                yield
+            finally:
+                self._alone = False
 
     def facts_json(self) -> dict[str, Any]:
         facts = self._facts()
@@ -89,15 +123,16 @@ class Identity:
     def register(self, server: str, token: str, ca_file: str, fingerprint: str) -> None:
         """Key, CSR, token; writes the management identity. The key survives failed tries."""
         files.need_mount(self._config.tree_root, self._config.root)
-        files.make_dir(self.dir, 0o700)
-        files.make_dir(self.path("trust-store"), 0o700)
-        trust = _trust(server, ca_file, fingerprint)
-        csr = self._csr()
-        body = {"token": token, **self.facts_json(), "csr": base64.b64encode(csr).decode()}
-        with Link(server, client_context(ca_pem=trust)) as link:
-            answer = _post(link, body, "registration")
-        self._keep(answer, trust)
-        files.replace(self.path("server.json"), json.dumps({"server": server}).encode(), 0o644)
+        files.make_lasting_dir(self.dir, 0o700)
+        files.make_lasting_dir(self.path("trust-store"), 0o700)
+        with self.alone():
+            trust = _trust(server, ca_file, fingerprint)
+            csr = self._csr()
+            body = {"token": token, **self.facts_json(), "csr": base64.b64encode(csr).decode()}
+            with Link(server, client_context(ca_pem=trust)) as link:
+                answer = _post(link, body, "registration")
+            self._keep(answer, trust)
+            files.replace(self.path("server.json"), json.dumps({"server": server}).encode(), 0o644)
 
     def renewal_at(self) -> int | None:
         """From when on the management certificate is renewed; None when there is none."""
@@ -126,7 +161,8 @@ class Identity:
         return pkcs10.build(CsrSpec(key.type, Subject(cn=self._facts().unit_id)), key)
 
     def _keep(self, answer: dict[str, Any], trust: str | None) -> None:
-        """Writes certificate, key and trust. The key comes last but one: `mend` repairs a pair that a cut left."""
+        """Writes certificate and trust, and at a renewal swaps key and certificate. A cut at any step leaves the
+        old pair, or what `_finish_renewal` completes."""
         blocks = decode_pem(str(answer.get("certificate", "")).encode())
         if not blocks:
             raise RemoteProtocolError("the answer to the registration holds no certificate")
@@ -141,22 +177,16 @@ class Identity:
         )
         bundle = "".join(dict.fromkeys(encode_pem(der) for der in [*anchors, *cas]))
         files.replace(self.path("trust-store", "cacerts.pem"), bundle.encode(), 0o644)
-        if trust is None:
-            # both are there before the first rename, so that a cut between the two is mended
-            files.replace(self.path("cert.new"), encode_pem(cert.der).encode(), 0o644)
-            files.rename(self.path("key.new"), self.path("key.pem"))
-            files.rename(self.path("cert.new"), self.path("cert.pem"))
-        else:
-            files.replace(self.path("cert.pem"), encode_pem(cert.der).encode(), 0o644)
+        if trust is not None:
+            files.remove_tree(self.path("key.new"))  # of a renewal that this registration overtook
+        files.replace(self.path("cert.new"), encode_pem(cert.der).encode(), 0o644)
+        self._finish_renewal()
 
-    def mend(self) -> None:
-        """Ends a renewal that was cut between its two renames."""
-        try:
-            fresh = crypto.parse_certificate(decode_pem(files.read(self.path("cert.new")))[0])
-            fits = keys.read_key(self.path("key.pem"), None).spki() == fresh.spki
-        except (FileNotFoundError, IndexError, Error):
-            return
-        if fits:
+    def _finish_renewal(self) -> None:
+        """A renewed certificate that lies ready beside the old pair comes into force, after its key."""
+        if os.path.exists(self.path("cert.new")):
+            if os.path.exists(self.path("key.new")):
+                files.rename(self.path("key.new"), self.path("key.pem"))
             files.rename(self.path("cert.new"), self.path("cert.pem"))
 
 

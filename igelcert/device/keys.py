@@ -16,6 +16,9 @@ from .store import Tree
 
 __all__ = ["Live", "fingerprint", "key_for_request", "live", "read_key"]
 
+CHANGED = "the key password changed"
+DAMAGED = "pkey.pem is damaged"
+
 
 def fingerprint(cert: CertSettings, spec: CsrSpec) -> str:
     """What a certificate was made for: a new value means a new enrollment. Holds no secret."""
@@ -79,28 +82,50 @@ def live(tree: Tree, name: str, password: bytes | None) -> Live:
     key_file = os.path.join(tree.path, name, "pkey.pem")
     try:
         with open(key_file, "rb") as file:
-            encrypted = b"ENCRYPTED" in file.readline(100)
+            head = file.readline(100)
+        encrypted = b"ENCRYPTED" in head
         if encrypted is not (password is not None):
-            return Live(cert, "the key password changed", usable=False)
+            return Live(cert, CHANGED if encrypted or b"PRIVATE KEY" in head else DAMAGED, usable=False)
         if read_key(key_file, password).spki() != cert.spki:
             return Live(cert, "pkey.pem does not belong to cert.pem", usable=False)
     except CryptoError as err:
-        problem = "the key password changed" if err.code == "PASSWORD" else "pkey.pem is damaged"
+        problem = CHANGED if err.code == "PASSWORD" else DAMAGED
         return Live(cert, problem, usable=False)
     except OSError:
         return Live(cert, "pkey.pem is missing", usable=False)
-    for file_name in ("cert.pfx", "cacerts.pem"):
-        if not tree.read(name, file_name):
-            return Live(cert, f"{file_name} is missing")
+    if not _is_whole(tree.read(name, "cert.pfx") or b""):
+        return Live(cert, "cert.pfx is missing or damaged")
+    bundle = _certificates(tree.read(name, "cacerts.pem"))
+    if not bundle or bundle != {der for file in tree.singles(name) for der in _certificates(file)}:
+        return Live(cert, "cacerts.pem or cacerts/ is missing or damaged")
     return Live(cert, "")
 
 
+def _is_whole(der: bytes) -> bool:
+    """Is it as long as its first element says? What was cut off or overwritten is seen without the password."""
+    size = int.from_bytes(der[2 : 2 + (der[1] & 0x7F)], "big") if len(der) > 4 and der[1] > 0x80 else -1
+    return der[:1] == b"\x30" and size == len(der) - 2 - (der[1] & 0x7F)
+
+
+def _certificates(pem: bytes | None) -> set[bytes]:
+    """DER of the certificates of a file; none when one of them is damaged."""
+    from ..codec.pem import decode_pem
+
+    try:
+        found = set(decode_pem(pem or b""))
+        for der in found:
+            crypto.parse_certificate(der)
+    except Error:
+        return set()
+    return found
+
+
 def key_for_request(
-    tree: Tree, cert: CertSettings, spec: CsrSpec, mark: str
+    tree: Tree, cert: CertSettings, spec: CsrSpec, mark: str, generator: str
 ) -> tuple[crypto.Key, bytes, bool]:
     """(key, CSR, kept): those of the pending request for just this, else new ones, on disk before they leave.
 
-    `mark`: fingerprint of what is asked for. A request that cannot be read back is dropped.
+    `mark`: fingerprint of what is asked for. `generator`: of RSA keys. A request that cannot be read back is dropped.
     """
     password = cert.key.password
     found = tree.pending(cert.friendly_name)
@@ -112,7 +137,7 @@ def key_for_request(
                 return key, found[1], True
         except (Error, OSError):
             pass
-    key = crypto.Key.generate(cert.key.type)
+    key = crypto.Key.generate(cert.key.type, generator=generator)
     csr = pkcs10.build(spec, key)
     tree.put_pending(cert.friendly_name, {"spec": mark}, csr, lambda fd: key.write(fd, password))
     return key, csr, False

@@ -11,7 +11,7 @@ Nothing in a state is needed to have a certificate; a state that was lost is der
     pending, retry_at, retry_spec    what the server said of waiting, for which spec
     address, address_at              {"ips", "since"} of an address that is not in the certificate (yet)
     announced, notified              content of which hooks and users have heard
-    hooks                            {"event", "failures", "retry_at", "error"} of hooks that failed
+    hooks                            {"for", "event", "failures", "retry_at", "error", "heard"} when some failed
     failed_told, failed_shown        when hooks and users last heard that it fails
 """
 
@@ -88,6 +88,9 @@ def settled(
 ) -> State:
     """Nothing is wrong and nothing is due. The renewal instant follows the settings."""
     fresh = _without(state, _TROUBLE)
+    trouble = fresh.get("hooks")
+    if isinstance(trouble, dict) and trouble.get("event") == "failed":
+        del fresh["hooks"]  # that it fails need not be told any more
     fresh.update(renew_at=renew_at, not_before=dates[0], not_after=dates[1])
     fresh.setdefault("spec", spec)
     fresh.setdefault("ips", list(ips))
@@ -164,18 +167,19 @@ def dates_of(state: Mapping[str, Any]) -> tuple[int, int]:
 
 def next_step(state: Mapping[str, Any], chance: float) -> int | None:
     """When the resident agent has something to do for this certificate; None when never."""
-    dates = dates_of(state)
-    moments: list[int | None] = []
+    _, end = dates = dates_of(state)
+    moments: list[object] = []
     if state.get("error"):
         moments.append(state.get("try_at"))
     elif state.get("pending"):
         moments.append(state.get("retry_at"))
-    elif state.get("renew_at") is not None:
-        moments.append(schedule.paced_renewal(int(state["renew_at"]), dates[1], chance))
-    if dates[1] and "cas_at" in state:
-        moments.append(schedule.cas_due(int(state["cas_at"]), *dates))
-    if isinstance(state.get("hooks"), dict):
-        moments.append(state["hooks"].get("retry_at"))
-    if isinstance(state.get("address"), dict):
-        moments.append(schedule.address_due(int(state["address"]["since"]), int(state.get("address_at", 0))))
+    else:  # only then the rest is looked at
+        if state.get("renew_at") is not None:
+            moments.append(schedule.paced_renewal(int(state["renew_at"]), end, chance))
+        if end and "cas_at" in state:
+            moments.append(schedule.cas_due(int(state["cas_at"]), *dates))
+        if isinstance(address := state.get("address"), dict):
+            moments.append(schedule.address_due(int(address["since"]), int(state.get("address_at", 0))))
+    if isinstance(hooks := state.get("hooks"), dict):
+        moments.append(hooks.get("retry_at"))
     return min((moment for moment in moments if isinstance(moment, int)), default=None)

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import stat
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from shutil import which as _which
 
 from .config import Config
 from .log import Log
@@ -79,7 +79,7 @@ def refused(name: str, days: int | None) -> Note:
 
 def send(config: Config, note: Note, log: Log) -> int:
     """Shows the note to every logged-in user; returns to how many. What fails is a line in the log, no more."""
-    tool = next((path for name in ("notify-send", "gdbus") if (path := shutil.which(name))), "")
+    tool = next((path for name in ("notify-send", "gdbus") if (path := _which(name))), "")
     shown = 0
     for uid, bus in _buses(config.at(RUNTIME_DIR)):
         if not tool:
@@ -148,7 +148,9 @@ def _group_of(uid: int) -> int:
 def _words(tool: str, note: Note) -> Sequence[str]:
     if os.path.basename(tool) == "notify-send":
         options = (f"--app-name={APP}", f"--urgency={note.urgency}", f"--icon={note.icon}")
-        return [tool, *options, "--", note.summary, _escaped(note.body)]
+        # it reads backslashes in the body as C does
+        body = _escaped(note.body).replace("\\", "\\\\")
+        return [tool, *options, "--", note.summary, body]
     level = {"low": 0, "normal": 1, "critical": 2}[note.urgency]
     return [
         tool, "call", "--session", "--dest", "org.freedesktop.Notifications",

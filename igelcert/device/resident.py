@@ -35,6 +35,7 @@ BACKOFF_FIRST, BACKOFF_LAST = 5.0, 300.0  # between tries of a proxy that is awa
 REFUSED_FIRST, REFUSED_LAST = 60.0, 3_600.0  # of one that does not know us
 NETWORK_SETTLE = 3.0  # an interface that comes up says so several times
 NETWORK_LEAST = 30.0
+HELD_SECONDS = 5.0  # a question that was not refused by then is held
 ANSWER_GRACE = 60.0  # seconds beyond `wait` after which a proxy that has not answered is given up
 RTMGRP = 0x1 | 0x10 | 0x100  # links, IPv4 and IPv6 addresses
 
@@ -67,6 +68,7 @@ class Resident:
         self._want = "start"  # why a child is to be started; "" when there is no reason
         self._want_at = 0.0
         self._network: socket.socket | None = None
+        self._name = -1
         self._notify = _Notifier()
         self._wake_read, self._wake_write = socket.socketpair()
         self._lock = -1
@@ -165,6 +167,8 @@ class Resident:
                 # the clock may be set meanwhile: not longer than a quarter of an hour in one go
                 ends.append(now + min(max(0.0, moment - time.time()), 900.0))
             ends.append(self._watch_deadline if self._watch else self._next_watch)
+            if self._watch and self._trouble:
+                ends.append(self._asked_at + HELD_SECONDS)
         return max(0.0, min(ends) - now)
 
     def _sleep(self, seconds: float) -> None:
@@ -179,11 +183,15 @@ class Resident:
                 self._child_ended()
             elif self._network and handle == self._network.fileno():
                 self._network_changed(now)
+            elif handle == self._name:
+                self._name_changed(now)
             elif self._watch and handle == self._watch.fileno():
                 self._hear()
         if self._child and now > self._child_started + CHILD_LIMIT:
             self.log.error("the work takes too long and is ended")
             self._end_child()
+        if self._watch and self._trouble and now >= self._asked_at + HELD_SECONDS:
+            self._recovered()  # it holds our question
         if self._watch and now > self._watch_deadline:
             self._lost(TransportError("the proxy does not answer in time", link="timeout"))
 
@@ -259,11 +267,7 @@ class Resident:
             wait = min(REFUSED_FIRST * 2 ** min(self._failures - 1, 10), REFUSED_LAST)
             self._next_watch = now + max(wait, answer.retry_after or 0) * _between(1.0, 1.25)
             return
-        if self._failures or self._trouble:
-            if self._trouble:
-                self.log.info("the proxy answers again")
-                self._ask_for("the proxy is back", now=True)  # it has missed our reports
-            self._failures, self._trouble = 0, ""
+        self._recovered()
         if answer.status == 200:
             self._close_watch()
             self._next_watch = now
@@ -281,6 +285,12 @@ class Resident:
             self._ask_watch()
         except Error as err:
             self._lost(err)
+
+    def _recovered(self) -> None:
+        if self._trouble:
+            self.log.info("the proxy answers again")
+            self._ask_for("the proxy is back", now=True)  # it has missed our reports
+        self._failures, self._trouble = 0, ""
 
     def _say_trouble(self, text: str) -> None:
         """Once, not with each try."""
@@ -351,6 +361,14 @@ class Resident:
             self.log.debug(f"changes of addresses are seen later: {err.strerror}")
             self._network = None
         self._addresses = _addresses()
+        with contextlib.suppress(OSError):
+            # proc(5) has no word of it: a poll for POLLPRI wakes when the name changes, since Linux 3.1
+            self._name = os.open("/proc/sys/kernel/hostname", os.O_RDONLY | os.O_CLOEXEC)
+            self._poll.register(self._name, select.POLLPRI)
+
+    def _name_changed(self, now: float) -> None:
+        os.pread(self._name, 256, 0)
+        self._ask_for("host name", at=max(now + NETWORK_SETTLE, self._child_started + NETWORK_LEAST))
 
     def _network_changed(self, now: float) -> None:
         """Looks whether an address is another one; router advertisements alone are none."""

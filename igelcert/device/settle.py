@@ -7,11 +7,12 @@ again, with back-off, until it succeeds. It never undoes a certificate.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from ..settings import Settings
@@ -24,7 +25,7 @@ from .store import Busy, Lock, Tree
 
 __all__ = ["Settler", "content_of", "note_removal"]
 
-REMOVED = "removed.json"
+REMOVED = ".removed.json"  # no friendly name begins with a dot
 ROUNDS = 3  # what another run changed while hooks ran is looked for again
 
 
@@ -55,8 +56,9 @@ def _keep_removals(tree: Tree, removals: Mapping[str, State]) -> None:
 
 
 def note_removal(tree: Tree, name: str, now: int) -> None:
-    """Called before a certificate that was announced is removed: its hooks will hear of it."""
-    if tree.state(name).get("announced"):
+    """Called before a certificate is removed: its hooks will hear of it, as they may have heard of the certificate,
+    whether that was noted or not."""
+    if tree.state(name).get("announced") or content_of(tree, name):
         _keep_removals(tree, {**_removals(tree), name: {"at": now}})
 
 
@@ -78,21 +80,39 @@ class Settler:
         paced: hooks that failed wait until their time comes.
         """
         names = [cert.friendly_name for cert in settings.certs]
+        self._forget_removals(names)
+        turn = Lock(os.path.join(self._tree.store, ".lock"), 0.0)
         good = True
         try:
-            with Lock(os.path.join(self._tree.store, ".lock"), 0.0):
-                for _ in range(ROUNDS):
-                    waiting = self._outstanding(names, paced)
-                    if not waiting:
-                        break
-                    for event, content in waiting:
-                        good &= self._tell(event, content, shown=settings.show_user_notifications)
-                    paced = True  # what failed just now is not due again
+            turn.__enter__()
         except Busy:
             self._log.debug("another run is at the hooks")
+        else:
+            with contextlib.closing(turn):
+                good = self._rounds(names, settings.show_user_notifications, paced)
         for name in names:
             self._show_failing(name, settings.show_user_notifications)
         return good
+
+    def _rounds(self, names: Sequence[str], shown: bool, paced: bool) -> bool:
+        good = True
+        for _ in range(ROUNDS):
+            waiting = self._outstanding(names, paced)
+            if not waiting:
+                break
+            for event, content in waiting:
+                good &= self._tell(event, content, shown=shown)
+            paced = True  # what failed just now is not due again
+        return good
+
+    def _forget_removals(self, names: Iterable[str]) -> None:
+        """What is wanted again was not removed: its hooks hear of the new certificate."""
+        if set(_removals(self._tree)).intersection(names):
+            with self._lock():
+                left = {
+                    name: entry for name, entry in _removals(self._tree).items() if name not in set(names)
+                }
+                _keep_removals(self._tree, left)
 
     def next_removal(self) -> int | None:
         """When the hooks of a removal that failed are run again; None when there are none."""
@@ -141,28 +161,37 @@ class Settler:
     def _tell(self, event: Event, content: str, *, shown: bool) -> bool:
         if event.kind in {"enrolled", "renewed"}:
             self._show_new(event, content, shown)
-        problem = hooks.run(self._config, event, self._log)
+        heard = hooks.run(self._config, event, self._log, self._done(event, content))
         with self._lock():
             if event.kind == "removed":
-                self._note_removed(event, problem)
+                self._note_removed(event, heard)
             else:
-                self._note(event, content, problem)
-        return not problem
+                self._note(event, content, heard)
+        return not heard.failed
 
-    def _note_removed(self, event: Event, problem: str) -> None:
+    def _done(self, event: Event, content: str) -> Sequence[str]:
+        """Hooks that heard of this very event when others failed: they are left in peace."""
+        name = event.friendly_name
+        entry = _removals(self._tree).get(name, {}) if event.kind == "removed" else self._tree.state(name)
+        trouble = entry.get("hooks")
+        if not isinstance(trouble, dict) or trouble.get("for") != f"{event.kind} {content}":
+            return ()
+        return [str(name) for name in trouble.get("heard", ())]
+
+    def _note_removed(self, event: Event, heard: hooks.Heard) -> None:
         removals = _removals(self._tree)
         entry = removals.pop(event.friendly_name, None)
-        if entry is not None and problem:
-            removals[event.friendly_name] = {**entry, "hooks": self._trouble(entry, event, "", problem)}
+        if entry is not None and heard.failed:
+            removals[event.friendly_name] = {**entry, "hooks": self._trouble(entry, event, "", heard)}
         _keep_removals(self._tree, removals)
 
-    def _note(self, event: Event, content: str, problem: str) -> None:
+    def _note(self, event: Event, content: str, heard: hooks.Heard) -> None:
         name = event.friendly_name
         if name not in self._tree.names():
             return  # removed meanwhile
         state = self._tree.state(name)
-        if problem:
-            state["hooks"] = self._trouble(state, event, content, problem)
+        if heard.failed:
+            state["hooks"] = self._trouble(state, event, content, heard)
         else:
             state.pop("hooks", None)
             if event.kind == "failed":
@@ -171,7 +200,7 @@ class Settler:
                 state["announced"] = content
         self._tree.save_state(name, state)
 
-    def _trouble(self, entry: Mapping[str, Any], event: Event, content: str, problem: str) -> State:
+    def _trouble(self, entry: Mapping[str, Any], event: Event, content: str, heard: hooks.Heard) -> State:
         about = f"{event.kind} {content}"
         before = entry.get("hooks")
         count = 1
@@ -186,7 +215,8 @@ class Settler:
             "event": event.kind,
             "failures": count,
             "retry_at": again,
-            "error": problem[:500],
+            "error": heard.failed[:500],
+            "heard": list(heard.heard),
         }
 
     # ---- users ----------------------------------------------------------------------------------

@@ -31,14 +31,18 @@ VERSION = 1
 
 
 class Tree:
-    """The tree below a /wfs. `owner` (uid, gid) opens the keys to that group."""
+    """The tree below a /wfs. `owner` (uid, gid) may read the keys. The directories stay root's: whoever could
+    rename in them could lead root's next run elsewhere."""
 
     def __init__(self, wfs: str, owner: files.Owner = None) -> None:
         self.wfs = wfs
         self.path = os.path.join(wfs, TREE)
         self.store = os.path.join(self.path, STORE)
         self.owner = owner
-        self.dir_mode = 0o750 if owner else 0o700
+        self.dir_owner = (os.geteuid(), owner[1]) if owner else None
+        uid, gid = owner or (os.geteuid(), os.getegid())
+        # a group may look around; an owner, who need not be in it, may pass
+        self.dir_mode = 0o700 | (0o050 if gid != os.getegid() else 0) | (0o011 if uid != os.geteuid() else 0)
         self.key_mode = 0o640 if owner else 0o600
 
     # ---- reading --------------------------------------------------------------------------------
@@ -51,7 +55,11 @@ class Tree:
             return []
         except OSError as err:
             raise files.failure(err, "read", self.store) from None
-        return sorted(name for name in entries if os.path.isdir(os.path.join(self.store, name)))
+        return sorted(
+            name
+            for name in entries
+            if not name.startswith(".") and os.path.isdir(os.path.join(self.store, name))
+        )
 
     def live(self, name: str) -> str | None:
         """The directory that readers see, or None."""
@@ -65,6 +73,14 @@ class Tree:
         except FileNotFoundError:
             return None
 
+    def singles(self, name: str) -> list[bytes]:
+        """The files of cacerts/ of the live generation."""
+        home = os.path.join(self.path, name, "cacerts")
+        try:
+            return [files.read(os.path.join(home, entry)) for entry in sorted(os.listdir(home))]
+        except OSError:
+            return []
+
     def state(self, name: str) -> dict[str, Any]:
         """The certificate's state; empty when there is none or it is damaged (it can be derived anew)."""
         try:
@@ -77,8 +93,22 @@ class Tree:
 
     def prepare(self) -> None:
         """The tree's own directories, with their modes."""
-        files.make_dir(self.path, self.dir_mode, self.owner)
-        files.make_dir(self.store, self.dir_mode, self.owner)
+        files.make_lasting_dir(self.path, self.dir_mode, self.dir_owner)
+        files.make_lasting_dir(self.store, self.dir_mode, self.dir_owner)
+
+    def tidy(self) -> None:
+        """Removes what runs left that were cut. Under the lock."""
+        files.sweep(self.path, lambda name, _path: name.startswith("."))
+        files.sweep(self.store)
+        for name in self.names():
+            live = _number(self._live_generation(name))
+            home = os.path.join(self.store, name)
+            for entry in self._entries(home):
+                # what lies before the live generation stays until the next swap
+                if ".new" in entry or _number(entry) > live:
+                    files.remove_tree(os.path.join(home, entry))
+            if self.pending(name) is None:
+                self.drop_pending(name)
 
     def lock(self, seconds: float) -> Lock:
         """Keeps a second run out; waits so long for another to end."""
@@ -92,11 +122,22 @@ class Tree:
 
     def _home(self, name: str) -> str:
         home = os.path.join(self.store, name)
-        if not os.path.isdir(home):
-            self.prepare()
-            files.make_dir(home, self.dir_mode, self.owner)
-            files.fsync_dir(self.store)
+        if os.path.isdir(home):
+            files.settle(home, self.dir_mode, self.dir_owner)
+        else:
+            # not what is above it: who has the lock has prepared that, and a /wfs that went away is not made again
+            files.make_lasting_dir(home, self.dir_mode, self.dir_owner)
         return home
+
+    def share(self, name: str) -> None:
+        """Owners and modes of what is there already: the image may say anew who reads it."""
+        home = self._home(name)
+        for generation in self._generations(home):
+            for place, _, entries in os.walk(os.path.join(home, generation)):
+                files.settle(place, self.dir_mode, self.dir_owner)
+                for entry in entries:
+                    secret = entry in {"pkey.pem", "cert.pfx"}
+                    files.settle(os.path.join(place, entry), self.key_mode if secret else 0o644, self.owner)
 
     def place(self, name: str) -> str:
         """Where readers find it: nothing, or a link of ours; StorageError when something else stands there."""
@@ -121,7 +162,7 @@ class Tree:
         self.sweep(name)
         generation = self._next(home)
         work = os.path.join(home, ".new")
-        files.make_dir(work, self.dir_mode, self.owner)
+        files.make_dir(work, self.dir_mode, self.dir_owner)
         certs = list(cas)
         files.write_new(os.path.join(work, "pkey.pem"), write_key, self.key_mode, self.owner)
         files.write_new(os.path.join(work, "cert.pem"), cert.encode(), 0o644, self.owner)
@@ -129,7 +170,7 @@ class Tree:
         every = "".join(pem for _, pem in certs).encode()
         files.write_new(os.path.join(work, "cacerts.pem"), every, 0o644, self.owner)
         singles = os.path.join(work, "cacerts")
-        files.make_dir(singles, self.dir_mode, self.owner)
+        files.make_dir(singles, self.dir_mode, self.dir_owner)
         taken: set[str] = set()
         for common_name, pem in certs:
             file = unique(safe_name(common_name), taken)
@@ -140,7 +181,19 @@ class Tree:
         files.symlink(os.path.join(STORE, name, generation), link)
 
     def _generations(self, home: str) -> list[str]:
-        return sorted((entry for entry in os.listdir(home) if entry.startswith("gen-")), key=_number)
+        return sorted((entry for entry in self._entries(home) if entry.startswith("gen-")), key=_number)
+
+    def _entries(self, home: str) -> list[str]:
+        try:
+            return os.listdir(home)
+        except OSError as err:
+            raise files.failure(err, "read", home) from None
+
+    def _live_generation(self, name: str) -> str:
+        try:
+            return os.path.basename(os.readlink(os.path.join(self.path, name)))
+        except OSError:
+            return ""
 
     def _next(self, home: str) -> str:
         found = self._generations(home)
@@ -149,13 +202,10 @@ class Tree:
     def sweep(self, name: str) -> None:
         """Removes what cut-off runs left, and generations before the live one."""
         home = os.path.join(self.store, name)
-        try:
-            live = os.path.basename(os.readlink(os.path.join(self.path, name)))
-        except OSError:
-            live = ""
-        for entry in os.listdir(home):
+        live = self._live_generation(name)
+        for entry in self._entries(home):
             stale = entry.startswith("gen-") and entry != live
-            if stale or entry.startswith(".new") or ".new" in entry:
+            if stale or ".new" in entry:
                 files.remove_tree(os.path.join(home, entry))
 
     def remove(self, name: str) -> None:
@@ -205,11 +255,12 @@ class Busy(StorageError):
 
 
 class Lock:
-    """An flock that waits; a context manager."""
+    """An flock that waits; a context manager. program: who else would hold it."""
 
-    def __init__(self, path: str, seconds: float) -> None:
+    def __init__(self, path: str, seconds: float, program: str = "igel-certs") -> None:
         self._path = path
         self._seconds = seconds
+        self._program = program
         self._handle = -1
 
     def __enter__(self) -> Lock:
@@ -229,18 +280,21 @@ class Lock:
                 if time.monotonic() >= end:
                     os.close(self._handle)
                     raise Busy(
-                        "another igel-certs is at work on this tree",
+                        f"another {self._program} is at work on this tree",
                         hint="wait for it, or look what holds it up",
                     ) from None
                 time.sleep(0.1)
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         os.close(self._handle)
 
 
 def _number(generation: str) -> int:
     digits = generation[4:]
-    return int(digits) if digits.isdecimal() else 0
+    return int(digits) if generation.startswith("gen-") and digits.isdecimal() else 0
 
 
 def safe_name(common_name: str, limit: int = 100) -> str:

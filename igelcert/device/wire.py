@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
+import time
 
 from ..errors import SettingsError, TransportError
 
@@ -44,7 +45,7 @@ def failure(err: OSError, host: str, name: str) -> TransportError:
         return TransportError(
             f"the certificate of {name} is not trusted: {_plain(err.verify_message).rstrip('.')}",
             link="tls-trust",
-            hint="compare the CA that this device trusts with the one that issued the server's certificate",
+            hint=_trust_hint(err.verify_code),
         )
     if isinstance(err, TimeoutError):
         return TransportError(
@@ -59,6 +60,16 @@ def failure(err: OSError, host: str, name: str) -> TransportError:
     if isinstance(err, (ConnectionResetError, BrokenPipeError)):
         return TransportError(f"{name} closed the connection without an answer", link="closed")
     return TransportError(f"{name} cannot be reached: {_plain(str(err))}", link="tcp")
+
+
+def _trust_hint(code: int) -> str:
+    """By OpenSSL's X509_V_ERR_: 9 not yet valid, 10 expired, 62 and 64 another host name or address."""
+    if code in {9, 10}:
+        shown = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        return f"is this device's clock right? it says {shown}"
+    if code in {62, 64}:
+        return "give the server's name as its certificate has it"
+    return "compare the CA that this device trusts with the one that issued the server's certificate"
 
 
 def _tls_failure(err: ssl.SSLError, name: str) -> TransportError:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sqlalchemy as sa
-from flask import Blueprint, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+from flask import Blueprint, Response, request
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 
 from ..errors import Error, RemoteProtocolError
+from . import cahealth, certificates
 from .context import Context
+from .database import now
+from .figures import REGISTRY
 from .schema import devices, enrollments
 from .upstream.config import current_version
+from .waiting import KEY, Room, Visit
 
-__all__ = ["make"]
+__all__ = ["figures", "make"]
 
 
 def make(context: Context) -> Blueprint:
@@ -34,18 +38,70 @@ def make(context: Context) -> Blueprint:
 
     @routes.get("/metrics")
     def metrics() -> Response:
-        return Response(generate_latest(_figures(context)), content_type=CONTENT_TYPE_LATEST)
+        visit: Visit | None = request.environ.get(KEY)
+        text = figures(context, visit.room if visit else None)
+        return Response(text, content_type=CONTENT_TYPE_LATEST)
 
     return routes
 
 
-def _figures(context: Context) -> CollectorRegistry:
+def figures(context: Context, room: Room | None = None) -> bytes:
+    """In the text format of Prometheus: what the database knows, and what this process has counted."""
+    return generate_latest(_figures(context, room)) + generate_latest(REGISTRY)
+
+
+def _figures(context: Context, room: Room | None) -> CollectorRegistry:
+    """What the database knows, read anew: it is the same for every proxy on it. room: where devices wait here."""
     registry = CollectorRegistry()
     known = Gauge("igelcert_devices", "Devices by state", ["state"], registry=registry)
     asked = Gauge("igelcert_enrollments", "Enrollments on record by state", ["state"], registry=registry)
+    pending = Gauge(
+        "igelcert_devices_pending", "Devices whose request the CA has not decided", registry=registry
+    )
+    ages = Gauge(
+        "igelcert_certificates",
+        "Certificates that devices have, by days to their expiry (from-below)",
+        ["days"],
+        registry=registry,
+    )
+    if room is not None:
+        waiting = Gauge("igelcert_waiting_devices", "Devices that wait for a change", registry=registry)
+        waiting.set(room.taken)
+        places = Gauge("igelcert_waiting_devices_max", "Devices that may wait at once", registry=registry)
+        places.set(room.places)
+        woken = Counter("igelcert_waiting_devices_woken", "Devices woken by a change", registry=registry)
+        woken.inc(room.woken)
     with context.db.read() as connection:
         for gauge, table in ((known, devices), (asked, enrollments)):
             rows = connection.execute(sa.select(table.c.state, sa.func.count()).group_by(table.c.state))
             for state, count in rows:
                 gauge.labels(state).set(count)
+        undecided = sa.select(sa.func.count(enrollments.c.unit_id.distinct())).where(
+            enrollments.c.state == "pending"
+        )
+        pending.set(connection.execute(undecided).scalar_one())
+        for days, count in certificates.by_age(connection, now()).items():
+            ages.labels(days).set(count)
+    _ca_figures(context, registry)
     return registry
+
+
+def _ca_figures(context: Context, registry: CollectorRegistry) -> None:
+    """Nothing is asked of the CA for this: what the last request of a device, or the last test, showed."""
+    version = current_version(context)
+    configured = Gauge("igelcert_ca_configured", "1 when a CA is configured", registry=registry)
+    configured.set(1 if version else 0)
+    health = cahealth.last(context, version)
+    if health is not None:
+        up = Gauge(
+            "igelcert_ca_up",
+            "1 when the last exchange with the CA got an answer; absent before the first",
+            registry=registry,
+        )
+        up.set(1 if health.up else 0)
+        at = Gauge(
+            "igelcert_ca_last_exchange_timestamp_seconds",
+            "When that was, to about ten seconds",
+            registry=registry,
+        )
+        at.set(health.at)

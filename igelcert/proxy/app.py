@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import time
 
-from flask import Flask, Response, g, request
+from flask import Flask, Response, current_app, g, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
-from werkzeug.exceptions import HTTPException
+from werkzeug.exceptions import HTTPException, MethodNotAllowed
 
 from ..codec.http import plain_line
 from ..errors import Error, RemoteProtocolError, StorageError
 from . import admin_routes, est_routes, rmagent_routes, scep_routes
+from .admin import guard, pages, rest
+from .admin.pages.base import problem_page
 from .context import Context
 
 __all__ = ["make_admin_app", "make_device_app"]
@@ -19,6 +21,7 @@ __all__ = ["make_admin_app", "make_device_app"]
 log = logging.getLogger("igelcert.proxy")
 
 BODY_MAX = 65_536
+ADMIN_BODY_MAX = 4 << 20
 
 
 def make_device_app(context: Context) -> Flask:
@@ -32,7 +35,11 @@ def make_device_app(context: Context) -> Flask:
 
 def make_admin_app(context: Context) -> Flask:
     app = _app("admin", context)
+    app.config["MAX_CONTENT_LENGTH"] = ADMIN_BODY_MAX
     app.register_blueprint(admin_routes.make(context))
+    app.register_blueprint(rest.make(context))
+    app.register_blueprint(pages.make(context))
+    app.after_request(guard.protect)
     return app
 
 
@@ -60,7 +67,7 @@ def _app(name: str, context: Context) -> Flask:
             response.status_code,
             took,
         )
-        response.headers["Cache-Control"] = "no-store"
+        response.headers.setdefault("Cache-Control", "no-store")
         return response
 
     @app.errorhandler(RemoteProtocolError)
@@ -72,16 +79,19 @@ def _app(name: str, context: Context) -> Flask:
     @app.errorhandler(StorageError)
     def _unavailable(err: StorageError) -> Response:
         log.error("%s", err)
+        if name == "admin" and (page := problem_page(err)) is not None:
+            return page
         return _sentence(503, "the proxy cannot use its database now; its log says more", 60)
 
     @app.errorhandler(Error)
     @app.errorhandler(SQLAlchemyError)
     @app.errorhandler(Exception)
     def _failed(err: Exception) -> Response:
+        page = problem_page(err) if name == "admin" else None
         if isinstance(err, HTTPException):
-            return _sentence(err.code or 500, _HTTP.get(err.code or 500, plain_line(err.name.lower())))
+            return page or _http_error(err)
         log.exception("%s %s failed", request.method, _loggable(request.path))
-        return _sentence(500, "an internal error occurred; the log of the proxy says more")
+        return page or _sentence(500, "an internal error occurred; the log of the proxy says more")
 
     return app
 
@@ -89,9 +99,19 @@ def _app(name: str, context: Context) -> Flask:
 _HTTP = {
     404: "there is nothing at this address",
     405: "this address does not take that method",
-    413: f"the body is larger than {BODY_MAX // 1024} KiB",
     415: "this kind of content is not taken here",
 }
+
+
+def _http_error(err: HTTPException) -> Response:
+    code = err.code or 500
+    text = _HTTP.get(code, plain_line(err.name.lower()))
+    if code == 413:
+        text = f"the body is larger than {current_app.config['MAX_CONTENT_LENGTH'] // 1024} KiB"
+    response = _sentence(code, text)
+    if isinstance(err, MethodNotAllowed) and err.valid_methods:
+        response.headers["Allow"] = ", ".join(sorted(err.valid_methods))
+    return response
 
 
 def _loggable(path: str) -> str:
@@ -104,10 +124,8 @@ def _loggable(path: str) -> str:
 
 def _sentence(status: int, text: str, retry_after: int | None = None) -> Response:
     """One plain sentence: JSON for the agent, text for EST clients."""
-    from flask import jsonify
-
     line = plain_line(text, 1000)
-    if request.path.startswith("/rmagent/"):
+    if request.path.startswith(("/rmagent/", "/api/")):
         response = jsonify(error=line)
     else:
         response = Response(line + "\n", content_type="text/plain; charset=utf-8")

@@ -23,7 +23,7 @@ from .database import now
 from .devices import Device
 from .profiles import Effective, tag
 from .schema import ndes_challenges
-from .upstream.config import CaConfig, load
+from .upstream.config import CaConfig, has_challenges, load
 from .upstream.ndes import fetch_challenge
 
 __all__ = ["RETRY_SECONDS", "check", "hand_out", "spend"]
@@ -43,16 +43,20 @@ def hand_out(context: Context, device: Device, found: Effective) -> Effective:
         return found
     document = copy.deepcopy(found.document)
     certs = list(found.certs)
+    incomplete = False
     for index, cert in enumerate(certs):
         if cert.enrollment.proto != "igelums":
             continue
         challenge = _current(context, config, device.unit_id, cert.friendly_name)
         if not challenge and _due(context, device.unit_id, cert):
             challenge = _fetch(context, config, device.unit_id, cert.friendly_name)
+            incomplete |= not challenge
         enrollment = document["certs"][index].setdefault("enrollment", {})
         enrollment["crypt_challenge_password"] = challenge
         certs[index] = replace(cert, enrollment=replace(cert.enrollment, crypt_challenge_password=challenge))
-    return replace(found, document=document, certs=tuple(certs), etag=tag(context, document))
+    return replace(
+        found, document=document, certs=tuple(certs), etag=tag(context, document), incomplete=incomplete
+    )
 
 
 def check(context: Context, device: Device, found: Effective) -> Effective:
@@ -95,6 +99,8 @@ def _due(context: Context, unit_id: str, cert: CertSettings) -> bool:
     row = enrollments.latest(context, unit_id, cert.friendly_name)
     if row is None or row.state != "issued" or row.not_after is None:
         return True
+    if cert.enrollment.renew_serial == row.serial:
+        return True
     enrollment, life = cert.enrollment, row.not_after - row.not_before
     if enrollment.renewal_period_units == "days":
         left = enrollment.renewal_period_days * 86_400
@@ -105,6 +111,8 @@ def _due(context: Context, unit_id: str, cert: CertSettings) -> bool:
 
 def _config(context: Context) -> CaConfig | None:
     """The configuration when it says where NDES hands out challenges."""
+    if not has_challenges(context):  # asked with all settings: nothing is unsealed for that
+        return None
     config = load(context)
     return config if config is not None and config.kind == "scep" and config.scep.ndes_url else None
 

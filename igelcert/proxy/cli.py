@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error, SettingsError, TransportError
-from . import cli_ca, cli_registry
+from . import cli_admin, cli_ca, cli_registry
 from .clitools import Output, Parser, UsageError
 from .context import Context
 
@@ -20,7 +20,7 @@ DESCRIPTION = """\
 A registration authority between devices and a company's PKI.
 
 It knows the devices, holds the CA's credentials so that no device has them, checks each certificate
-request against the profile assigned to its device, and relays it to the CA over EST (RFC 7030).
+request against the profile assigned to its device, and relays it to the CA over EST (RFC 7030) or SCEP (RFC 8894).
 """
 EPILOG = """\
 first steps:
@@ -71,12 +71,12 @@ def _parser() -> argparse.ArgumentParser:
         "--admin-listen",
         default="127.0.0.1:8444",
         metavar="HOST:PORT",
-        help="for monitoring (default 127.0.0.1:8444)",
+        help="for administration and monitoring (default 127.0.0.1:8444)",
     )
     init.add_argument("--json", action="store_true", help="print JSON")
 
     run = _command(
-        commands, common, "serve", _serve, "serve devices, and health and metrics on a port of their own"
+        commands, common, "serve", _serve, "serve devices, and administration on a port of its own"
     )
     run.add_argument(
         "--listen",
@@ -85,11 +85,15 @@ def _parser() -> argparse.ArgumentParser:
         help="for devices; port 0 takes a free one (DIR/run.json)",
     )
     run.add_argument(
-        "--admin-listen", default="", metavar="HOST:PORT", help="for /healthz, /readyz and /metrics"
+        "--admin-listen",
+        default="",
+        metavar="HOST:PORT",
+        help="for the pages, /api/v1, /healthz, /readyz and /metrics",
     )
 
     cli_ca.add_commands(commands, common)
     cli_registry.add_commands(commands, common)
+    cli_admin.add_commands(commands, common)
     _command(
         commands, common, "migrate", _migrate, "bring the database up to this version; safe to run again"
     )
@@ -122,7 +126,9 @@ def _init(args: argparse.Namespace, output: Output) -> int:
     output.line(f"Data directory       {data}  (back up master.key apart from the database)")
     output.line(f"Devices trust        {done.trust}")
     output.line(f"its SHA-256          {done.fingerprint}")
-    output.line(f"Password of 'admin'  {done.admin_password}  (shown this once)")
+    output.line(
+        f"Password of 'admin'  {done.admin_password}  (shown this once; the first login asks for a new one)"
+    )
     return 0
 
 

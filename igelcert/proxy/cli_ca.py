@@ -9,13 +9,14 @@ from typing import Any
 
 from .. import crypto
 from ..codec.pem import decode_pem
-from . import cacerts
+from ..errors import ConflictError
+from . import ca, cacerts
 from .clitools import Output, UsageError, read_file, read_password, when
 from .context import Context
 from .database import now
 from .keystore import open_keystore
 from .upstream import Step
-from .upstream.config import CaConfig, EstSettings, ScepSettings, clear, load, show, store
+from .upstream.config import CaConfig, EstSettings, ScepSettings, clear, load, show
 
 __all__ = ["add_commands"]
 
@@ -42,10 +43,10 @@ counts from the next request on; no restart.
 
 def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     raw = argparse.RawDescriptionHelpFormatter
-    ca = commands.add_parser(
+    group = commands.add_parser(
         "ca", help="the CA behind the proxy: set-est, set-scep, show, test, clear", description=__doc__
     )
-    actions = ca.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = group.add_subparsers(dest="action", required=True, metavar="ACTION")
 
     est = actions.add_parser(
         "set-est", help="configure an EST server", description=SET_EST, parents=[common], formatter_class=raw
@@ -156,15 +157,11 @@ def _set_est(args: argparse.Namespace, output: Output, context: Context) -> int:
     settings = EstSettings(args.name, args.host, args.port, args.label)
     keystore = read_file("--keystore", args.keystore)
     password = read_password("--keystore-password-file", args.keystore_password_file)
-    opened = open_keystore(keystore, password, now())
-    old = show(context)
-    if old is not None and old.kind != "est":
-        _ask(args, f"This replaces the {old.kind.upper()} configuration {old.name!r}.")
-    store(context, settings, keystore, password)
-    for warning in opened.warnings:
-        print(f"ca-proxy: warning: {warning}", file=sys.stderr)
+    config = ca.assemble(context, settings, keystore, password)
+    _save(args, context, config)
+    cert = open_keystore(keystore, password, 0).cert
     output.line(f"{settings.name}: EST on {settings.host}:{settings.port}, {_label(settings)}")
-    output.line(f"client certificate: {opened.cert.subject_text}, until {when(opened.cert.not_after)}")
+    output.line(f"client certificate: {cert.subject_text}, until {when(cert.not_after)} UTC")
     output.line("try it with: ca-proxy ca test")
     return 0
 
@@ -174,7 +171,7 @@ def _set_scep(args: argparse.Namespace, output: Output, context: Context) -> int
         raise UsageError("--ndes-url, --ndes-user and --ndes-password-file belong together")
     certificate = ""
     if args.certificate is not None:
-        certificate = read_file("--certificate", args.certificate).decode("ascii", "replace")
+        certificate = ca.certificate_text(read_file("--certificate", args.certificate))
     settings = ScepSettings(
         args.name,
         args.url,
@@ -190,21 +187,20 @@ def _set_scep(args: argparse.Namespace, output: Output, context: Context) -> int
     password = ""
     if args.ndes_password_file is not None:
         password = read_password("--ndes-password-file", args.ndes_password_file)
-    old = show(context)
-    if old is not None and old.kind != "scep":
-        _ask(args, f"This replaces the {old.kind.upper()} configuration {old.name!r}.")
-    store(context, settings, password=password)
-    if not settings.fingerprint and not settings.where[0]:
-        print(
-            "ca-proxy: warning: no fingerprint is configured and the URL is plain http:"
-            " anybody between can pose as the CA",
-            file=sys.stderr,
-        )
-    if len(settings.fingerprint) == 32:
-        print("ca-proxy: warning: an MD5 fingerprint can be forged; SHA-256 cannot", file=sys.stderr)
+    _save(args, context, ca.assemble(context, settings, None, password))
     output.line(f"{settings.name}: SCEP on {settings.url}")
     output.line("try it with: ca-proxy ca test")
     return 0
+
+
+def _save(args: argparse.Namespace, context: Context, config: CaConfig) -> None:
+    try:
+        ca.save(context, config)
+    except ConflictError as err:
+        _ask(args, str(err))
+        ca.save(context, config, replace=True)
+    for warning in ca.warnings(config):
+        print(f"ca-proxy: warning: {warning}", file=sys.stderr)
 
 
 def _label(settings: EstSettings) -> str:
@@ -221,28 +217,25 @@ def _ask(args: argparse.Namespace, text: str) -> None:
 
 
 def _show(args: argparse.Namespace, output: Output, context: Context) -> int:
+    if args.json:
+        output.json(ca.describe(context))
+        return 0
     config = load(context)
     if config is None:
-        if args.json:
-            output.json(None)
-        else:
-            output.line("no CA is configured; see: ca-proxy ca set-est --help, ca-proxy ca set-scep --help")
+        output.line("no CA is configured; see: ca-proxy ca set-est --help, ca-proxy ca set-scep --help")
         return 0
     certs, fetched = cacerts.known(context, config.version)
     authorities = [crypto.parse_certificate(der) for der in certs]
-    if args.json:
-        output.json(_as_json(config, authorities, fetched))
-        return 0
     output.line(f"Name                {config.settings.name}")
     if isinstance(config.settings, ScepSettings):
         _show_scep(config.settings, output)
     else:
         _show_est(config, output)
     for cert in authorities:
-        output.line(f"CA certificate      {cert.subject_text}, until {when(cert.not_after)}")
+        output.line(f"CA certificate      {cert.subject_text}, until {when(cert.not_after)} UTC")
     if fetched:
-        output.line(f"  asked             {when(fetched)}")
-    output.line(f"Changed             {when(config.updated)}")
+        output.line(f"  asked             {when(fetched)} UTC")
+    output.line(f"Changed             {when(config.updated)} UTC")
     return 0
 
 
@@ -254,7 +247,7 @@ def _show_est(config: CaConfig, output: Output) -> None:
     output.line(f"Client certificate  {opened.cert.subject_text}")
     output.line(f"  issued by         {opened.cert.issuer_text}")
     output.line(
-        f"  until             {when(opened.cert.not_after)}{' EXPIRED' if opened.cert.not_after <= now() else ''}"
+        f"  until             {when(opened.cert.not_after)} UTC{' EXPIRED' if opened.cert.not_after <= now() else ''}"
     )
     for cert in opened.trust:
         output.line(f"Server trusted by   {cert.subject_text}")
@@ -273,54 +266,9 @@ def _show_scep(scep: ScepSettings, output: Output) -> None:
         output.line(f"Server trusted by   {crypto.parse_certificate(der).subject_text}")
 
 
-def _as_json(config: CaConfig, authorities: list[crypto.Certificate], fetched: int) -> dict[str, Any]:
-    return {
-        "name": config.settings.name,
-        **(_scep_json(config.settings) if isinstance(config.settings, ScepSettings) else _est_json(config)),
-        "ca_certificates": [
-            {"subject": each.subject_text, "sha256": each.sha256.hex(), "not_after": each.not_after}
-            for each in authorities
-        ],
-        "ca_certificates_fetched": fetched or None,
-        "version": config.version,
-        "updated": config.updated,
-    }
-
-
-def _est_json(config: CaConfig) -> dict[str, Any]:
-    cert = open_keystore(config.keystore, config.password, 0).cert
-    return {
-        "kind": "est",
-        "host": config.est.host,
-        "port": config.est.port,
-        "label": config.est.label,
-        "client_certificate": {
-            "subject": cert.subject_text,
-            "issuer": cert.issuer_text,
-            "serial": cert.serial_hex,
-            "not_after": cert.not_after,
-        },
-    }
-
-
-def _scep_json(scep: ScepSettings) -> dict[str, Any]:
-    return {
-        "kind": "scep",
-        "url": scep.url,
-        "profile": scep.profile,
-        "fingerprint": scep.fingerprint or None,
-        "renewal": scep.renewal,
-        "legacy": scep.legacy,
-        "poll": scep.poll,
-        "ndes_url": scep.ndes_url or None,
-        "ndes_user": scep.ndes_user or None,
-    }
-
-
 def _test(args: argparse.Namespace, output: Output, context: Context) -> int:
-    upstream = context.upstreams.current()
     steps: list[Step] = []
-    for step in upstream.test():
+    for step in ca.test(context):
         steps.append(step)
         if not args.json:
             output.line(f"{'ok    ' if step.ok else 'FAILED'}  {step.name:<18}  {step.text}")
@@ -328,8 +276,6 @@ def _test(args: argparse.Namespace, output: Output, context: Context) -> int:
                 output.line(f"{'':8}{'':18}  {step.hint}")
             sys.stdout.flush()
     good = bool(steps) and all(step.ok for step in steps)
-    if good:
-        cacerts.fresh(context, upstream, anew=True)
     if args.json:
         rows = [{"step": s.name, "ok": s.ok, "text": s.text, "hint": s.hint} for s in steps]
         output.json({"ok": good, "steps": rows})

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import io
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
-from . import devices, enrollments, passthrough, profiles
-from .clitools import Output, read_file, when
+from . import certificates, devices, enrollments, inventory, overview, passthrough, profiles
+from .clitools import Output, count, read_file, when
 from .context import Context
 from .devices import Token
+from .importing import Import, token_sheet
 
 __all__ = ["add_commands"]
 
@@ -34,8 +34,17 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     text = "who got what, when, until when; failures with reasons; newest first"
     found = commands.add_parser("enrollments", help=text, description=text, parents=[common])
     found.add_argument("--unit-id", default="", metavar="ID", help="of this device only")
-    found.add_argument("--limit", type=int, default=100, metavar="N", help="at most N (default 100; 0: all)")
+    found.add_argument("--state", default="", choices=enrollments.STATES, help="in this state only")
+    found.add_argument(
+        "--search", default="", metavar="TEXT", help="in unit ID, names, subject, serial or reason"
+    )
+    text = "instead, from what devices reported last: when certificates end, and what needs a hand, the most urgent first"
+    found.add_argument("--overview", action="store_true", help=text)
+    found.add_argument(
+        "--limit", type=count, default=100, metavar="N", help="at most N (default 100; 0: all)"
+    )
     found.add_argument("--json", action="store_true", help="print JSON")
+    found.add_argument("--csv", action="store_true", help="print CSV")
     found.set_defaults(function=_enrollments, opens=True)
 
 
@@ -46,7 +55,7 @@ def _action(actions: Any, common: argparse.ArgumentParser, name: str, function: 
 
 
 def _device_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    text = "the devices that may ask: add, token, list, scep-url, remove, import"
+    text = "the devices that may ask: add, token, list, move, renew, scep-url, remove, import"
     device = commands.add_parser("device", help=text, description=text)
     actions = device.add_subparsers(dest="action", required=True, metavar="ACTION")
     made = _action(
@@ -81,9 +90,25 @@ def _device_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     made.add_argument("--unit-id", required=True, metavar="ID")
     made.add_argument("--json", action="store_true", help="print JSON")
     made = _action(
-        actions, common, "list", _device_list, "all devices: directory, host name, state, last contact"
+        actions, common, "list", _device_list, "devices: directory, host name, state, last contact"
     )
+    made.add_argument("--search", default="", metavar="TEXT", help="in unit ID, host name or address")
+    made.add_argument("--directory", default="", metavar="/A/B", help="in this directory and below")
+    made.add_argument(
+        "--state",
+        default="",
+        choices=list(inventory.STATES),
+        metavar="STATE",
+        help="; ".join(f"{name}: {text}" for name, text in inventory.STATES.items()),
+    )
+    made.add_argument("--limit", type=int, default=0, metavar="N", help="at most N (default: all)")
     made.add_argument("--json", action="store_true", help="print JSON")
+    made = _action(actions, common, "move", _device_move, "put devices into another directory")
+    made.add_argument("directory", metavar="/A/B")
+    made.add_argument("--unit-id", required=True, nargs="+", metavar="ID")
+    made = _action(actions, common, "renew", _device_renew, "tell a device to renew its certificates now")
+    made.add_argument("--unit-id", required=True, metavar="ID")
+    made.add_argument("--name", default="", metavar="NAME", help="this certificate alone (its friendly name)")
     text = (
         "a secret URL for a SCEP client of this device that cannot authenticate by TLS; an older one ends. "
         "It works only for profiles that allow pass-through"
@@ -103,7 +128,7 @@ def _device_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 
 def _profile_commands(commands: Any, common: argparse.ArgumentParser) -> None:
-    text = "which certificates devices get: set, list, remove, assign, unassign, passthrough"
+    text = "which certificates devices get: set, show, preview, list, remove, assign, unassign, passthrough"
     profile = commands.add_parser("profile", help=text, description=text)
     actions = profile.add_subparsers(dest="action", required=True, metavar="ACTION")
     made = actions.add_parser(
@@ -116,6 +141,15 @@ def _profile_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     made.set_defaults(function=_profile_set, opens=True)
     made.add_argument("name", metavar="NAME")
     made.add_argument("--settings", type=Path, required=True, metavar="FILE")
+    text = "a profile's settings document, without its passwords; says which of them are set"
+    made = _action(actions, common, "show", _profile_show, text)
+    made.add_argument("name", metavar="NAME")
+    made.add_argument("--json", action="store_true", help="print JSON")
+    text = "subject and alternative names that a profile gives to a device"
+    made = _action(actions, common, "preview", _profile_preview, text)
+    made.add_argument("name", metavar="NAME")
+    made.add_argument("--device", required=True, metavar="ID")
+    made.add_argument("--json", action="store_true", help="print JSON")
     made = _action(
         actions, common, "list", _profile_list, "profiles, their certificates and where they are assigned"
     )
@@ -153,7 +187,7 @@ def _show_token(args: argparse.Namespace, output: Output, token: Token) -> int:
     if args.json:
         output.json(_token_json(token))
     else:
-        print(f"token for {token.unit_id}, good once and until {when(token.expires)}:", file=sys.stderr)
+        print(f"token for {token.unit_id}, good once and until {when(token.expires)} UTC:", file=sys.stderr)
         output.line(token.token)
     return 0
 
@@ -167,23 +201,15 @@ def _device_token(args: argparse.Namespace, output: Output, context: Context) ->
 
 
 def _device_list(args: argparse.Namespace, output: Output, context: Context) -> int:
-    found = devices.listing(context)
+    found = inventory.search(
+        context,
+        text=args.search,
+        directory=args.directory,
+        state=args.state,
+        limit=max(0, args.limit),
+    ).items
     if args.json:
-        output.json(
-            [
-                {
-                    "unit_id": each.unit_id,
-                    "directory": each.directory,
-                    "hostname": each.hostname,
-                    "ips": list(each.ips),
-                    "state": each.state,
-                    "created": each.created,
-                    "registered_at": each.registered_at,
-                    "last_seen": each.last_seen,
-                }
-                for each in found
-            ]
-        )
+        output.json([each.as_json() for each in found])
         return 0
     rows = [
         [each.unit_id, each.directory, each.hostname or "-", each.state, when(each.last_seen)]
@@ -204,16 +230,30 @@ def _device_import(args: argparse.Namespace, output: Output, context: Context) -
         text = read_file("FILE.csv", args.file).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SettingsError(str(args.file), "is not UTF-8") from None
-    made = devices.import_csv(context, text)
+    sheet = Import(text)
+    for done in sheet.check():
+        if sys.stderr.isatty():
+            print(f"\r{done} of {sheet.total} rows", end="", file=sys.stderr, flush=True)
+    if sys.stderr.isatty():
+        print(file=sys.stderr)
+    made = sheet.write(context)
     if args.json:
         output.json([_token_json(token) for token in made])
         return 0
-    sheet = io.StringIO()
-    writer = csv.writer(sheet, lineterminator="\n")
-    writer.writerow(("unit_id", "token", "expires"))
-    writer.writerows((token.unit_id, token.token, token.expires) for token in made)
-    print(sheet.getvalue(), end="")
+    print(token_sheet(made), end="")
     print(f"{len(made)} devices added", file=sys.stderr)
+    return 0
+
+
+def _device_move(args: argparse.Namespace, output: Output, context: Context) -> int:
+    count = inventory.move(context, args.unit_id, args.directory)
+    output.line(f"{count} device{'s' if count != 1 else ''} moved to {args.directory}")
+    return 0
+
+
+def _device_renew(args: argparse.Namespace, output: Output, context: Context) -> int:
+    for name in certificates.renew_now(context, args.unit_id, args.name):
+        output.line(f"{args.unit_id} renews {name} with its next settings")
     return 0
 
 
@@ -239,6 +279,37 @@ def _profile_set(args: argparse.Namespace, output: Output, context: Context) -> 
     for warning in profiles.store(context, args.name, read_file("--settings", args.settings)):
         print(f"ca-proxy: warning: {warning}", file=sys.stderr)
     output.line(f"profile {args.name} is stored")
+    return 0
+
+
+def _profile_show(args: argparse.Namespace, output: Output, context: Context) -> int:
+    found = profiles.must_find(context, args.name)
+    if args.json:
+        output.json(found.as_json())
+        return 0
+    output.json(found.document)
+    for place in found.secrets:
+        print(f"set, and not shown: {place}", file=sys.stderr)
+    return 0
+
+
+def _profile_preview(args: argparse.Namespace, output: Output, context: Context) -> int:
+    device = devices.get(context, args.device)
+    if device is None:
+        raise SettingsError(
+            "--device", f"no device {args.device[:80]!r} is known", hint="ca-proxy device list"
+        )
+    found = profiles.preview(profiles.must_find(context, args.name).document, device)
+    if args.json:
+        output.json([each.as_json() for each in found])
+        return 0
+    for each in found:
+        output.line(f"{each.friendly_name} ({each.key_type})")
+        output.line(
+            f"  subject  {each.subject or '-'}" if not each.problem else f"  cannot be: {each.problem}"
+        )
+        for kind, value in each.names:
+            output.line(f"  {kind:<7}  {value}")
     return 0
 
 
@@ -303,17 +374,18 @@ def _profile_unassign(args: argparse.Namespace, output: Output, context: Context
 
 
 def _enrollments(args: argparse.Namespace, output: Output, context: Context) -> int:
-    found = enrollments.listing(
-        context, unit_id=args.unit_id, limit=args.limit if args.limit > 0 else 10_000_000
-    )
+    if args.overview:
+        found_now = overview.collect(context, unit_id=args.unit_id)
+        return _overview(args, output, found_now, args.limit if args.limit > 0 else 10_000_000)
+    found = enrollments.search(
+        context, text=args.search, unit_id=args.unit_id, state=args.state, limit=max(0, args.limit)
+    ).items
+    if args.csv:
+        for line in enrollments.sheet(found):
+            print(line, end="")
+        return 0
     if args.json:
-        keys = ("unit_id", "friendly_name", "operation", "state", "reason", "subject", "serial", "not_before", "not_after",
-                "created", "updated")  # fmt: skip
-        rows = [
-            {**{key: getattr(row, key) for key in keys}, "warnings": row.warnings.splitlines()}
-            for row in found
-        ]
-        output.json(rows)
+        output.json([enrollments.as_json(row) for row in found])
         return 0
     table = [
         [
@@ -328,4 +400,33 @@ def _enrollments(args: argparse.Namespace, output: Output, context: Context) -> 
         for row in found
     ]
     output.table(("WHEN (UTC)", "UNIT ID", "NAME", "STATE", "SERIAL", "UNTIL", "REASON OR SUBJECT"), table)
+    return 0
+
+
+def _overview(args: argparse.Namespace, output: Output, found: overview.Overview, limit: int) -> int:
+    shown = found.trouble[:limit]
+    if args.json:
+        output.json({"certificates": found.counts, "trouble": [asdict(each) for each in shown]})
+        return 0
+    names = [name.replace("under_", "< ").replace("_", " ").upper() for name in found.counts]
+    output.table(names, [[str(count) for count in found.counts.values()]])
+    if not found.trouble:
+        return 0
+    rows = [
+        [
+            each.unit_id,
+            each.friendly_name,
+            each.state,
+            when(each.not_after),
+            when(each.last_seen),
+            "; ".join(
+                part for part in (each.error, f"hooks: {each.hooks}" if each.hooks else "") if part
+            ) or "-",
+        ]
+        for each in shown
+    ]  # fmt: skip
+    output.line()
+    output.table(("UNIT ID", "NAME", "STATE", "UNTIL (UTC)", "LAST SEEN (UTC)", "ERROR"), rows)
+    if len(shown) < len(found.trouble):
+        output.line(f"… and {len(found.trouble) - len(shown)} more (--limit 0: all)")
     return 0

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from ..codec.http import plain_line
 from ..errors import Error, SettingsError, StorageError
 
-__all__ = ["Output", "Parser", "UsageError", "read_file", "read_password", "when"]
+__all__ = ["Output", "Parser", "UsageError", "count", "read_file", "read_password", "when"]
 
 MAX_FILE = 4 << 20
 
@@ -47,6 +47,13 @@ class Output:
 def when(moment: int | None) -> str:
     """A time for people, UTC."""
     return time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment)) if moment else "-"
+
+
+def count(text: str) -> int:
+    """An argument that is 0 or more."""
+    if not (text.isascii() and text.isdecimal()) or len(text) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
+    return int(text)
 
 
 def read_file(option: str, path: Path) -> bytes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ipaddress
 import tomllib
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +16,12 @@ from .secrets import Sealer
 
 if TYPE_CHECKING:
     from .managementca import ManagementCa
+    from .profiles import Effective
     from .upstream import Upstreams
 
 __all__ = ["Config", "Context", "is_address"]
+
+MERGED_KEPT = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +36,7 @@ class Config:
     upstream_parallel: int = 8
     upstream_timeout: int = 30
     upstream_wait: int = 20
+    waiting: int = 10_000
 
 
 _NUMBERS = {
@@ -39,6 +44,7 @@ _NUMBERS = {
     "upstream_parallel": (1, 256),
     "upstream_timeout": (1, 600),
     "upstream_wait": (0, 600),
+    "waiting": (0, 100_000),
 }
 _LISTS = ("hostnames", "trusted_frontends")
 
@@ -117,6 +123,13 @@ class Context:
         from .managementca import ManagementCa
 
         return ManagementCa(self.db, self.sealer)
+
+    @cached_property
+    def merged(self) -> Callable[[tuple[tuple[str, bytes, bool], ...]], Effective]:
+        """profiles.merge of what was asked for last: thousands of devices have the same few profiles."""
+        from .profiles import merge
+
+        return lru_cache(MERGED_KEPT)(partial(merge, self))
 
     @cached_property
     def upstreams(self) -> Upstreams:

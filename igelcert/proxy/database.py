@@ -20,6 +20,9 @@ __all__ = ["Database", "now"]
 BUSY_SECONDS = 10
 
 
+_META = sa.select(schema.meta.c.value).where(schema.meta.c.key == sa.bindparam("name"))
+
+
 def now() -> int:
     return int(time.time())
 
@@ -99,7 +102,7 @@ class Database:
 
     @staticmethod
     def meta_in(connection: sa.Connection, key: str, default: str = "") -> str:
-        found = connection.execute(sa.select(schema.meta.c.value).where(schema.meta.c.key == key)).scalar()
+        found = connection.execute(_META, {"name": key}).scalar()
         return default if found is None else str(found)
 
     @staticmethod

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import csv
 import hashlib
-import io
+import ipaddress
 import json
 import secrets
 from collections.abc import Mapping
@@ -20,6 +19,8 @@ from .. import crypto
 from ..codec import pkcs10
 from ..errors import Error, RemoteProtocolError, SettingsError
 from ..model import DeviceFacts, check_dns_name, check_ip, check_text, check_unit_id
+from . import certificates, changes
+from .audit import actor
 from .context import Context
 from .database import now
 from .schema import assignments, devices, management_certificates, tokens
@@ -30,11 +31,17 @@ __all__ = [
     "add",
     "by_certificate",
     "check_directory",
+    "check_hostname",
+    "check_hostname_text",
+    "check_unit",
+    "fresh_row",
     "get",
     "import_csv",
+    "insert_many",
     "listing",
     "must_find",
     "new_token",
+    "of_row",
     "register",
     "remove",
     "renew_identity",
@@ -45,7 +52,7 @@ TOKEN_BYTES = 32
 TOKEN_SECONDS = 7 * 86_400
 TOKEN_REPEAT = 600  # seconds in which a used token answers the same key again: the first answer was lost
 MAX_IPS = 64
-MAX_IMPORT = 100_000
+MAX_MOMENT = 253_402_300_799  # the end of the year 9999
 MANAGEMENT_KEYS = {
     "rsa_2048", "rsa_3072", "rsa_4096", "rsa_8192",
     "ec_prime256v1", "ec_secp384r1", "ec_secp521r1", "ecdsa_ed25519", "ed448",
@@ -77,8 +84,21 @@ class Device:
     def facts(self) -> DeviceFacts:
         return DeviceFacts(self.hostname, self.unit_id, self.ips)
 
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "unit_id": self.unit_id,
+            "directory": self.directory,
+            "hostname": self.hostname,
+            "hostname_fixed": self.hostname_fixed,
+            "ips": list(self.ips),
+            "state": self.state,
+            "created": self.created,
+            "registered_at": self.registered_at,
+            "last_seen": self.last_seen,
+        }
 
-def _device(row: Any) -> Device:
+
+def of_row(row: Any) -> Device:
     return Device(
         row.unit_id,
         row.directory,
@@ -113,18 +133,27 @@ def add(context: Context, unit_id: str, directory: str = "/", hostname: str = ""
     """Makes a device known; it registers with the token that is returned."""
     with context.db.begin() as connection:
         token = _add(connection, unit_id, directory, hostname)
-        context.db.record(connection, "ca-proxy", "device add", f"{unit_id} in {directory}")
+        context.db.record(connection, actor(), "device add", f"{unit_id} in {directory}")
     return token
 
 
 def _add(connection: sa.Connection, unit_id: str, directory: str, hostname: str) -> Token:
-    check_unit_id("--unit-id", unit_id)
+    check_unit(unit_id)
     directory = check_directory(directory)
     if hostname:
-        _check_hostname("--hostname", hostname)
-        if owner := _owner_of(connection, hostname, unit_id):
-            raise SettingsError("--hostname", f"{hostname} is the host name of device {owner}")
-    row = {
+        check_hostname(connection, hostname, unit_id)
+    if _find(connection, unit_id):
+        raise SettingsError(
+            "--unit-id",
+            f"{unit_id} is known already",
+            hint=f"for a new registration token: ca-proxy device token --unit-id {unit_id}",
+        )
+    return insert_many(connection, [fresh_row(unit_id, directory, hostname)], now())[0]
+
+
+def fresh_row(unit_id: str, directory: str, hostname: str) -> dict[str, Any]:
+    """The row of a device that has not registered yet."""
+    return {
         "unit_id": unit_id,
         "directory": directory,
         "hostname": hostname,
@@ -132,24 +161,22 @@ def _add(connection: sa.Connection, unit_id: str, directory: str, hostname: str)
         "ips": "[]",
         "state": "added",
         "report": "{}",
-        "created": now(),
     }
-    if _find(connection, unit_id):
-        raise SettingsError(
-            "--unit-id",
-            f"{unit_id} is known already",
-            hint=f"for a new registration token: ca-proxy device token --unit-id {unit_id}",
-        )
-    connection.execute(devices.insert().values(row))
-    return _token(connection, unit_id)
 
 
-def _token(connection: sa.Connection, unit_id: str) -> Token:
-    token = secrets.token_urlsafe(TOKEN_BYTES)
-    expires = now() + TOKEN_SECONDS
-    digest = hashlib.sha256(token.encode()).hexdigest()
-    connection.execute(tokens.insert().values(token_sha256=digest, unit_id=unit_id, expires=expires))
-    return Token(unit_id, token, expires)
+def insert_many(connection: sa.Connection, rows: list[dict[str, Any]], moment: int) -> list[Token]:
+    """Adds checked rows, each with a token."""
+    if not rows:
+        return []
+    made = [Token(row["unit_id"], secrets.token_urlsafe(TOKEN_BYTES), moment + TOKEN_SECONDS) for row in rows]
+    connection.execute(devices.insert(), [{**row, "created": moment} for row in rows])
+    connection.execute(tokens.insert(), [_token_row(token) for token in made])
+    return made
+
+
+def _token_row(token: Token) -> dict[str, Any]:
+    digest = hashlib.sha256(token.token.encode()).hexdigest()
+    return {"token_sha256": digest, "unit_id": token.unit_id, "expires": token.expires}
 
 
 def new_token(context: Context, unit_id: str) -> Token:
@@ -157,25 +184,29 @@ def new_token(context: Context, unit_id: str) -> Token:
     with context.db.begin() as connection:
         must_find(connection, unit_id)
         connection.execute(tokens.delete().where(tokens.c.unit_id == unit_id, tokens.c.used_at.is_(None)))
-        context.db.record(connection, "ca-proxy", "device token", unit_id)
-        return _token(connection, unit_id)
+        token = Token(unit_id, secrets.token_urlsafe(TOKEN_BYTES), now() + TOKEN_SECONDS)
+        connection.execute(tokens.insert().values(_token_row(token)))
+        context.db.record(connection, actor(), "device token", unit_id)
+    return token
 
 
-def remove(context: Context, unit_id: str) -> None:
-    """Forgets a device: its management certificates are worth nothing from the next request on."""
+def remove(context: Context, *unit_ids: str) -> None:
+    """Forgets devices: their management certificates are worth nothing from the next request on."""
     with context.db.begin() as connection:
-        must_find(connection, unit_id)
-        connection.execute(
-            assignments.delete().where(assignments.c.kind == "device", assignments.c.target == unit_id)
-        )
-        connection.execute(devices.delete().where(devices.c.unit_id == unit_id))
-        context.db.record(connection, "ca-proxy", "device remove", unit_id)
+        for unit_id in unit_ids:
+            must_find(connection, unit_id)
+            connection.execute(
+                assignments.delete().where(assignments.c.kind == "device", assignments.c.target == unit_id)
+            )
+            connection.execute(devices.delete().where(devices.c.unit_id == unit_id))
+            context.db.record(connection, actor(), "device remove", unit_id)
+        changes.note(connection, [("device", unit_id) for unit_id in unit_ids])
 
 
 def listing(context: Context) -> list[Device]:
     with context.db.read() as connection:
         rows = connection.execute(sa.select(devices).order_by(devices.c.directory, devices.c.unit_id))
-        return [_device(row) for row in rows]
+        return [of_row(row) for row in rows]
 
 
 def get(context: Context, unit_id: str) -> Device | None:
@@ -188,49 +219,17 @@ def import_csv(context: Context, text: str) -> list[Token]:
 
     All or none: an error names its line.
     """
-    reader = csv.DictReader(io.StringIO(text.removeprefix("\ufeff")), strict=True, delimiter=_delimiter(text))
-    try:
-        columns = [name.strip().lower() for name in reader.fieldnames or ()]
-    except csv.Error as err:
-        raise SettingsError("line 1", f"is not CSV: {err}") from None
-    known = {"unit_id", "directory", "hostname"}
-    if "unit_id" not in columns or not set(columns) <= known or len(set(columns)) != len(columns):
-        raise SettingsError("line 1", "is not the heading unit_id,directory,hostname")
-    reader.fieldnames = columns
-    made = []
-    with context.db.begin() as connection:
-        try:
-            for row in reader:
-                if None in row:
-                    raise SettingsError("", "has more fields than the heading")
-                made.append(
-                    _add(
-                        connection,
-                        (row["unit_id"] or "").strip(),
-                        (row.get("directory") or "/").strip(),
-                        (row.get("hostname") or "").strip(),
-                    )
-                )
-                if len(made) > MAX_IMPORT:
-                    raise SettingsError("", f"more than {MAX_IMPORT} devices at once")
-        except SettingsError as err:
-            raise SettingsError(
-                f"line {reader.line_num}", str(err).removeprefix("--"), hint=err.hint
-            ) from None
-        except csv.Error as err:
-            raise SettingsError(f"line {reader.line_num}", f"is not CSV: {err}") from None
-        context.db.record(connection, "ca-proxy", "device import", f"{len(made)} devices")
-    return made
+    from .importing import Import
 
-
-def _delimiter(text: str) -> str:
-    head = text.partition("\n")[0]
-    return ";" if ";" in head and "," not in head else ","
+    sheet = Import(text)
+    for _ in sheet.check():
+        pass
+    return sheet.write(context)
 
 
 def _find(connection: sa.Connection, unit_id: str) -> Device | None:
     row = connection.execute(sa.select(devices).where(devices.c.unit_id == unit_id)).one_or_none()
-    return _device(row) if row else None
+    return of_row(row) if row else None
 
 
 def must_find(connection: sa.Connection, unit_id: str) -> Device:
@@ -240,20 +239,22 @@ def must_find(connection: sa.Connection, unit_id: str) -> Device:
     return found
 
 
+_BY_CERTIFICATE = (
+    sa.select(devices)
+    .join(management_certificates, management_certificates.c.unit_id == devices.c.unit_id)
+    .where(management_certificates.c.sha256 == sa.bindparam("digest"))
+)
+
+
 # ---- for devices --------------------------------------------------------------------------------
 
 
 def by_certificate(context: Context, certificate: bytes) -> Device | None:
     """The device of a management certificate, looked up anew each time: a removed device has none."""
-    digest = hashlib.sha256(certificate).hexdigest()
-    query = (
-        sa.select(devices)
-        .join(management_certificates, management_certificates.c.unit_id == devices.c.unit_id)
-        .where(management_certificates.c.sha256 == digest)
-    )
     with context.db.read() as connection:
-        row = connection.execute(query).one_or_none()
-    return _device(row) if row else None
+        digest = hashlib.sha256(certificate).hexdigest()
+        row = connection.execute(_BY_CERTIFICATE, {"digest": digest}).one_or_none()
+    return of_row(row) if row else None
 
 
 def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -264,11 +265,11 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
     with context.db.begin() as connection:
         _spend(connection, token, unit_id, spki)
         # whoever holds an older identity of this device is no longer it
-        connection.execute(
+        ended = connection.execute(
             management_certificates.delete().where(
                 management_certificates.c.unit_id == unit_id, management_certificates.c.spki_sha256 != spki
             )
-        )
+        ).rowcount
         answer = _issue(context, connection, unit_id, csr.spki)
         moment = now()
         connection.execute(
@@ -282,6 +283,8 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
             _note_facts(connection, unit_id, body)
         except RemoteProtocolError as err:
             context.db.record(connection, unit_id, "register", str(err))
+        if ended:
+            changes.note(connection, [("device", unit_id)])
     return answer
 
 
@@ -305,21 +308,28 @@ def report(context: Context, device: Device, body: Mapping[str, Any]) -> None:
         _note_facts(connection, device.unit_id, body)
         values: dict[str, Any] = {"last_seen": now()}
         if certs is not None:
-            values["report"] = json.dumps({"certs": _report(certs)})
+            said = _report(certs)
+            values["report"] = json.dumps({"certs": said})
+            names = [entry["friendly_name"] for entry in said]
+            certificates.forget(connection, device.unit_id, names, now() - 3600)
         connection.execute(devices.update().where(devices.c.unit_id == device.unit_id).values(values))
 
 
 def _report(certs: object) -> list[dict[str, Any]]:
     if not isinstance(certs, list) or len(certs) > 200 or not all(isinstance(entry, dict) for entry in certs):
         raise RemoteProtocolError("certs is not a list of at most 200 objects")
-    known = ("friendly_name", "state", "serial", "error")
+    known = ("friendly_name", "state", "serial", "error", "hooks")
     found = []
     for entry in certs:
         row: dict[str, Any] = {key: str(entry.get(key) or "")[:500] for key in known}
-        end = entry.get("not_after")
-        row["not_after"] = end if isinstance(end, int) else None
+        row.update({key: _moment(entry.get(key)) for key in ("not_after", "renew_at")})
         found.append(row)
     return found
+
+
+def _moment(value: object) -> int | None:
+    """A time that can be shown, or none."""
+    return value if type(value) is int and 0 <= value <= MAX_MOMENT else None
 
 
 def _note_facts(connection: sa.Connection, unit_id: str, body: Mapping[str, Any]) -> None:
@@ -345,25 +355,57 @@ def _note_facts(connection: sa.Connection, unit_id: str, body: Mapping[str, Any]
         if not isinstance(ips, list) or len(ips) > MAX_IPS:
             raise RemoteProtocolError(f"ips is not a list of at most {MAX_IPS} addresses")
         try:
-            values["ips"] = json.dumps([check_ip("ips", str(ip)) for ip in ips])
+            values["ips"] = json.dumps([_check_address(str(ip)) for ip in ips])
         except SettingsError as err:
             raise RemoteProtocolError(str(err)) from None
     if values:
         connection.execute(devices.update().where(devices.c.unit_id == unit_id).values(values))
 
 
+def _check_address(text: str) -> str:
+    found = ipaddress.ip_address(check_ip("ips", text))
+    if found.is_loopback or found.is_unspecified or found.is_multicast:
+        raise SettingsError("ips", f"{text!r} is no address of one device")
+    return str(found)
+
+
+def check_unit(unit_id: str) -> str:
+    return check_unit_id("--unit-id", unit_id)
+
+
+def check_hostname(connection: sa.Connection, hostname: str, unit_id: str) -> None:
+    """Can an administrator give this host name to the device? SettingsError."""
+    check_hostname_text(hostname)
+    if owner := _owner_of(connection, hostname, unit_id):
+        raise SettingsError("--hostname", f"{hostname} is the host name of device {owner}")
+
+
+def check_hostname_text(hostname: str) -> None:
+    _check_hostname("--hostname", hostname)
+
+
 def _check_hostname(path: str, value: object) -> None:
+    """The host name of one device. A wildcard would speak for others, and so would a second spelling of a name that
+    is taken (a dot at its end, characters that IDNA maps to ASCII), as certificates hold the canonical one."""
     if not isinstance(value, str):
         raise SettingsError(path, "is not text")
-    check_dns_name(path, value)
-    if value != value.strip() or len(value) > 64:  # it becomes a common name
-        raise SettingsError(path, "is not a host name of at most 64 characters")
+    name = check_dns_name(path, value)
+    if (
+        not value.isascii() or name != value.lower() or "*" in name or len(value) > 64
+    ):  # it becomes a common name
+        raise SettingsError(
+            path,
+            f"{value[:80]!r} is not a device's host name: ASCII, at most 64 characters, no dot at its end",
+        )
+    last = name.rpartition(".")[2]
+    if last.isdecimal() or last in {"localhost", "localdomain"}:
+        raise SettingsError(path, f"{value!r} is an address or a name that every machine has for itself")
 
 
 def _owner_of(connection: sa.Connection, hostname: str, unit_id: str) -> str | None:
-    query = sa.select(devices.c.unit_id).where(
-        sa.func.lower(devices.c.hostname) == hostname.lower(), devices.c.unit_id != unit_id
-    )
+    """The other device that has the name, or goes by it as its unit ID."""
+    taken = (sa.func.lower(column) == hostname.lower() for column in (devices.c.hostname, devices.c.unit_id))
+    query = sa.select(devices.c.unit_id).where(sa.or_(*taken), devices.c.unit_id != unit_id)
     return connection.execute(query.limit(1)).scalar()
 
 

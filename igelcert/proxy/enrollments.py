@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +15,8 @@ from sqlalchemy.exc import IntegrityError
 
 from .. import crypto
 from ..codec import pkcs10
+from ..errors import SettingsError
+from . import certificates, figures, paging
 from .context import Context
 from .database import now
 from .schema import devices, enrollments
@@ -19,6 +25,8 @@ __all__ = [
     "Ask",
     "Ticket",
     "Track",
+    "as_json",
+    "by_day",
     "claim",
     "finish",
     "issued_before",
@@ -26,10 +34,27 @@ __all__ = [
     "listing",
     "owner_of",
     "refuse",
+    "search",
+    "sheet",
     "track",
     "under_way",
 ]
 
+STATES = ("issued", "pending", "refused", "failed", "running")
+COLUMNS = (
+    "unit_id",
+    "friendly_name",
+    "operation",
+    "state",
+    "reason",
+    "subject",
+    "serial",
+    "not_before",
+    "not_after",
+    "created",
+    "updated",
+)
+DAY = 86_400
 STALE_MARGIN = 60  # seconds beyond what a request can take, after which it is taken over: its proxy died
 RENEWABLE = (
     3  # at /simplereenroll the same CSR gets a new certificate in the last third of the old one's life
@@ -159,8 +184,11 @@ def finish(
         )
     with context.db.begin() as connection:
         connection.execute(enrollments.update().where(ask.where).values(values))
+        if cert is not None:
+            certificates.note(connection, ask.unit_id, ask.friendly_name, cert)
         if state in {"refused", "failed"}:
             _prune(connection, ask.unit_id)
+    figures.count_request(ask.operation, state)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +236,8 @@ def track(
             )
         if state in {"refused", "failed"}:
             _prune(connection, item.unit_id)
+    if state != "running":
+        figures.count_request(item.operation, state)
     return True
 
 
@@ -228,6 +258,7 @@ def refuse(context: Context, ask: Ask, state: str, reason: str) -> None:
         elif row.state not in {"issued", "running", "pending"}:
             connection.execute(enrollments.update().where(ask.where).values(values))
         _prune(connection, ask.unit_id)
+    figures.count_request(ask.operation, state)
 
 
 def _prune(connection: sa.Connection, unit_id: str) -> None:
@@ -285,11 +316,75 @@ def owner_of(context: Context, certificate: bytes) -> str | None:
 
 
 def listing(context: Context, *, unit_id: str = "", limit: int = 1000) -> list[Any]:
-    """The newest first."""
-    query = (
-        sa.select(enrollments).order_by(enrollments.c.updated.desc(), enrollments.c.id.desc()).limit(limit)
-    )
+    """The newest first; limit 0: all of them."""
+    return list(search(context, unit_id=unit_id, limit=limit).items)
+
+
+def search(
+    context: Context,
+    *,
+    text: str = "",
+    unit_id: str = "",
+    state: str = "",
+    since: int = 0,
+    until: int = 0,
+    limit: int = 100,
+    offset: int = 0,
+) -> paging.Page[Any]:
+    """Rows, the newest first. text: in unit ID, friendly name, subject, serial number or reason.
+
+    state: as recorded, "" for all. since, until: of the last change, seconds since 1970, 0 for no bound.
+    """
+    query = sa.select(*(enrollments.c[name] for name in COLUMNS), enrollments.c.warnings)
+    if text:
+        fields = ("unit_id", "friendly_name", "subject", "serial", "reason")
+        query = query.where(paging.contains(text, *(enrollments.c[name] for name in fields)))
     if unit_id:
         query = query.where(enrollments.c.unit_id == unit_id)
+    if state:
+        if state not in STATES:
+            raise SettingsError("state", f"{state[:40]!r} is no state", hint="one of: " + " ".join(STATES))
+        query = query.where(enrollments.c.state == state)
+    if since:
+        query = query.where(enrollments.c.updated >= since)
+    if until:
+        query = query.where(enrollments.c.updated < until)
+    order = (enrollments.c.updated.desc(), enrollments.c.id.desc())
     with context.db.read() as connection:
-        return list(connection.execute(query).all())
+        return paging.page(connection, query, order, limit, offset)
+
+
+def as_json(row: Any) -> dict[str, Any]:
+    return {**{key: getattr(row, key) for key in COLUMNS}, "warnings": row.warnings.splitlines()}
+
+
+def sheet(rows: Iterable[Any]) -> Iterator[str]:
+    """CSV of such rows, line by line. A cell that a spreadsheet would run as a formula gets an apostrophe."""
+    line = io.StringIO()
+    writer = csv.writer(line, lineterminator="\n")
+    for cells in chain([(*COLUMNS, "warnings")], rows):
+        writer.writerow(_cell(cell) for cell in cells)
+        yield line.getvalue()
+        line.seek(0)
+        line.truncate()
+
+
+def _cell(value: object) -> object:
+    text = "" if value is None else str(value).replace("\n", "; ")
+    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
+
+
+def by_day(context: Context, days: int) -> list[tuple[int, dict[str, int]]]:
+    """(begin of the day in UTC, state -> how many requests ended so) up to today."""
+    first = (now() // DAY - days + 1) * DAY
+    day = (enrollments.c.updated - first) // DAY
+    query = (
+        sa.select(day, enrollments.c.state, sa.func.count())
+        .where(enrollments.c.updated >= first)
+        .group_by(day, enrollments.c.state)
+    )
+    found: dict[int, dict[str, int]] = {}
+    with context.db.read() as connection:
+        for index, state, count in connection.execute(query):
+            found.setdefault(int(index), {})[state] = count
+    return [(first + index * DAY, found.get(index, {})) for index in range(days)]

@@ -10,6 +10,7 @@ import base64
 import binascii
 import ipaddress
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 from .. import crypto
@@ -19,7 +20,9 @@ from .context import Context
 from .database import now
 from .devices import Device
 
-__all__ = ["Client", "client_of"]
+__all__ = ["Client", "client_of", "is_frontend"]
+
+DATES_KEPT = 16_384  # certificates, of less than a kilobyte each
 
 
 class Client:
@@ -58,7 +61,7 @@ class Client:
 
 def client_of(context: Context, environ: Mapping[str, Any]) -> Client:
     """The client of a request; RemoteProtocolError for a header that cannot be read or a certificate out of date."""
-    if _is_frontend(context, str(environ.get("REMOTE_ADDR", ""))):
+    if is_frontend(context, str(environ.get("REMOTE_ADDR", ""))):
         certificate = _from_header(str(environ.get("HTTP_CLIENT_CERT", "")))
     else:
         certificate = _from_socket(environ.get("gunicorn.socket"))
@@ -67,7 +70,8 @@ def client_of(context: Context, environ: Mapping[str, Any]) -> Client:
     return Client(context, certificate)
 
 
-def _is_frontend(context: Context, address: str) -> bool:
+def is_frontend(context: Context, address: str) -> bool:
+    """Is the address one of a TLS front end whose headers count?"""
     if not context.config.trusted_frontends:
         return False
     try:
@@ -101,9 +105,15 @@ def _from_socket(connection: Any) -> bytes | None:
 
 def _check_dates(certificate: bytes) -> None:
     try:
-        cert = crypto.parse_certificate(certificate)
+        start, end = _dates(certificate)
     except CryptoError:
         raise RemoteProtocolError("the client certificate cannot be read", status_hint=401) from None
-    moment = now()
-    if not cert.not_before <= moment <= cert.not_after:
+    if not start <= now() <= end:
         raise RemoteProtocolError("the client certificate is not valid at this time", status_hint=401)
+
+
+@lru_cache(DATES_KEPT)
+def _dates(certificate: bytes) -> tuple[int, int]:
+    """notBefore and notAfter. Reading a certificate takes as long as a look into the database."""
+    cert = crypto.parse_certificate(certificate)
+    return cert.not_before, cert.not_after

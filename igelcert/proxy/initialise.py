@@ -14,8 +14,9 @@ from argon2 import PasswordHasher
 
 from ..errors import SettingsError, StorageError
 from .context import is_address
-from .database import Database
+from .database import Database, now
 from .managementca import ManagementCa, check_server_name
+from .schema import accounts
 from .secrets import Sealer, make_master_key
 
 __all__ = ["Initialised", "initialise"]
@@ -26,12 +27,13 @@ _HEAD = """\
 #
 # hostnames          names and addresses in the proxy's certificate: how devices call it
 # listen             where devices connect, over TLS
-# admin_listen       /healthz, /readyz and /metrics, plain HTTP: keep it on loopback
+# admin_listen       administration, /healthz, /readyz and /metrics; plain HTTP: keep it on loopback
 # trusted_frontends  addresses or networks of TLS front ends whose Client-Cert header (RFC 9440) counts
 # threads            requests of devices that are worked on at once (32)
 # upstream_parallel  requests to the CA at once (8)
 # upstream_timeout   seconds for an answer of the CA (30)
 # upstream_wait      seconds that a request waits for its turn before the device is told to come back (20)
+# waiting            devices that wait for a change of their settings, each with a connection (10000)
 """
 
 
@@ -80,8 +82,15 @@ def _fill(directory: Path, names: tuple[str, ...], listen: str, admin_listen: st
         db.migrate()
         with db.begin() as connection:
             ManagementCa.create(connection, sealer)
-            db.put_meta(connection, "admin_name", ADMIN)
-            db.put_meta(connection, "admin_password", PasswordHasher().hash(password))
+            connection.execute(
+                accounts.insert().values(
+                    name=ADMIN,
+                    password_hash=PasswordHasher().hash(password),
+                    role="admin",
+                    must_change=True,
+                    created=now(),
+                )
+            )
             db.record(connection, "ca-proxy", "init", "for " + " ".join(names))
         ca = ManagementCa(db, sealer)
         db.close()

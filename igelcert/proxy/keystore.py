@@ -105,7 +105,9 @@ def _know(data: bytes) -> None:
 def _refusal(err: CryptoError) -> SettingsError:
     if err.code == "PASSWORD":
         return SettingsError(
-            _PATH, "the password does not open it", hint="keystore and keys must share one password"
+            "--keystore-password-file",
+            "the password does not open it",
+            hint="keystore and keys must share one password",
         )
     why = err.reasons[0] if err.reasons else err.text
     return SettingsError(

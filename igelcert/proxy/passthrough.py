@@ -19,6 +19,7 @@ from ..codec.http import Response, plain_line
 from ..codec.pkimessage import Message
 from ..errors import Error, RemoteProtocolError, TransportError
 from . import devices, enrollments
+from .audit import actor
 from .context import Context
 from .database import now
 from .devices import Device
@@ -51,9 +52,7 @@ def new_secret(context: Context, unit_id: str, *, revoke: bool = False) -> str |
             connection.execute(
                 scep_secrets.insert().values(secret_sha256=_hash(secret), unit_id=unit_id, created=now())
             )
-        context.db.record(
-            connection, "ca-proxy", "device scep-url", f"{unit_id}{' revoked' if revoke else ''}"
-        )
+        context.db.record(connection, actor(), "device scep-url", f"{unit_id}{' revoked' if revoke else ''}")
     return secret
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import hmac
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 
 from ..codec.est import OPERATIONS
-from ..errors import SettingsError
+from ..errors import ConflictError, SettingsError
 from ..model import check_text
 from ..settings import MAX_CERTS, CertSettings, load_json, parse_document
+from . import certificates, changes
+from .audit import actor
 from .context import Context
 from .database import now
 from .devices import Device, check_directory
@@ -21,16 +26,37 @@ from .schema import assignments, devices, profiles
 
 __all__ = [
     "Effective",
+    "Preview",
     "Profile",
+    "Stored",
     "allow_passthrough",
     "assign",
+    "assigned_to",
+    "clashes",
     "effective",
+    "get",
     "listing",
+    "merge",
+    "must_find",
+    "preview",
     "remove",
     "store",
     "tag",
     "unassign",
+    "with_secrets",
+    "without_secrets",
 ]
+
+DEFAULT_NAME = "Device certificate"  # of a certificate that names none
+LABELS = {
+    "C": "2.5.4.6",
+    "ST": "2.5.4.8",
+    "L": "2.5.4.7",
+    "O": "2.5.4.10",
+    "OU": "2.5.4.11",
+    "CN": "2.5.4.3",
+    "emailAddress": "1.2.840.113549.1.9.1",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,22 +73,40 @@ class Profile:
 @dataclass(frozen=True, slots=True)
 class Effective:
     """What one device gets. document: as pushed; it holds secrets. certs: the same, parsed. passthrough: friendly
-    names whose profile lets the device's own SCEP client through to the CA."""
+    names whose profile lets the device's own SCEP client through to the CA. incomplete: something in it is still to
+    come, though nobody will change the settings."""
 
     document: dict[str, Any]
     certs: tuple[CertSettings, ...]
     etag: str
     passthrough: frozenset[str] = frozenset()
+    incomplete: bool = False
 
 
 def check_name(name: str) -> str:
     if not name or name != name.strip():
         raise SettingsError("profile", "its name is empty, or begins or ends with a blank")
+    if "/" in name:
+        raise SettingsError("profile", "its name holds a slash")
     return check_text("profile", name, 128)
 
 
-def store(context: Context, name: str, text: bytes) -> tuple[str, ...]:
-    """Checks a document and keeps it under that name, in place of an older one. Returns warnings."""
+def store(
+    context: Context,
+    name: str,
+    text: bytes,
+    *,
+    keep_secrets: bool = False,
+    renamed: Mapping[str, str] | None = None,
+    expected: int | None = None,
+) -> tuple[str, ...]:
+    """Checks a document and keeps it under that name, in place of an older one. Returns warnings.
+
+    keep_secrets: a password that is not given stays what it is in the certificate of that friendly name, or of the
+    one that `renamed` has for it.
+    expected: the version that its editor saw (0: there was none); ConflictError when it is another one by now,
+    unless that is the same document: somebody pressed the button twice.
+    """
     check_name(name)
     document = load_json(text)
     settings = parse_document(document)
@@ -72,36 +116,220 @@ def store(context: Context, name: str, text: bytes) -> tuple[str, ...]:
                 f"certs[{index}].friendly_name",
                 f"{cert.friendly_name!r} is the name of an EST operation and cannot stand in a URL",
             )
-    sealed = context.sealer.seal(json.dumps(document).encode(), _place(name))
     with context.db.begin() as connection:
-        changed = connection.execute(
-            profiles.update().where(profiles.c.name == name).values(sealed=sealed, updated=now())
-        ).rowcount
-        if not changed:
-            connection.execute(profiles.insert().values(name=name, sealed=sealed, updated=now()))
-        context.db.record(connection, "ca-proxy", "profile set", name)
+        row = connection.execute(sa.select(profiles).where(profiles.c.name == name)).one_or_none()
+        old = _open(context, name, row.sealed) if row is not None else {}
+        if keep_secrets:
+            document = with_secrets(document, old, renamed or {})
+            parse_document(document)
+        version = row.version if row is not None else 0
+        if expected is not None and expected != version:
+            if row is not None and document == old:
+                return settings.warnings
+            raise ConflictError(
+                "version",
+                f"profile {name!r} was changed by somebody else meanwhile"
+                if row is not None
+                else f"profile {name!r} was removed by somebody else meanwhile",
+                hint="compare it with what is there now, and save again to put yours in its place",
+            )
+        sealed = context.sealer.seal(json.dumps(document).encode(), _place(name))
+        values = {"sealed": sealed, "updated": now(), "version": version + 1}
+        if row is not None:
+            connection.execute(profiles.update().where(profiles.c.name == name).values(values))
+        else:
+            connection.execute(profiles.insert().values(name=name, **values))
+        context.db.record(connection, actor(), "profile set", name)
+        changes.note(connection, _targets(connection, name))
     return settings.warnings
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A profile to be edited. document: it holds no secret; secrets: the paths of those that are set."""
+
+    name: str
+    document: dict[str, Any]
+    secrets: tuple[str, ...]
+    version: int
+    updated: int
+    passthrough: bool
+    assigned: tuple[tuple[str, str], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "document": self.document,
+            "secrets": list(self.secrets),
+            "assigned": [{"kind": kind, "target": target} for kind, target in self.assigned],
+            "passthrough": self.passthrough,
+            "version": self.version,
+            "updated": self.updated,
+        }
+
+
+def must_find(context: Context, name: str) -> Stored:
+    found = get(context, name)
+    if found is None:
+        raise _unknown(name)
+    return found
+
+
+def get(context: Context, name: str) -> Stored | None:
+    with context.db.read() as connection:
+        row = connection.execute(sa.select(profiles).where(profiles.c.name == name)).one_or_none()
+        links = connection.execute(
+            sa.select(assignments)
+            .where(assignments.c.profile == name)
+            .order_by(assignments.c.kind, assignments.c.target)
+        ).all()
+    if row is None:
+        return None
+    document, secrets = without_secrets(_open(context, name, row.sealed))
+    assigned = tuple((link.kind, link.target) for link in links)
+    return Stored(name, document, secrets, row.version, row.updated, row.passthrough, assigned)
+
+
+def without_secrets(value: Any, path: str = "") -> tuple[Any, tuple[str, ...]]:
+    """A document without its passwords, and the paths of those that are set."""
+    found: list[str] = []
+    if isinstance(value, dict):
+        kept = {}
+        for key, each in value.items():
+            place = f"{path}.{key}" if path else key
+            if key.startswith("crypt_"):
+                found += [place] if each else []
+                continue
+            kept[key], more = without_secrets(each, place)
+            found += more
+        return kept, tuple(found)
+    if isinstance(value, list):
+        entries = [without_secrets(each, f"{path}[{index}]") for index, each in enumerate(value)]
+        return [entry for entry, _ in entries], tuple(place for _, more in entries for place in more)
+    return value, ()
+
+
+def with_secrets(
+    document: dict[str, Any], old: dict[str, Any], renamed: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
+    """The document with passwords of the old one where it names none; "" takes one away."""
+    before = {_name_of(entry): entry for entry in reversed(old.get("certs", []))}
+    certs = [
+        _with(entry, before.get(renamed.get(_name_of(entry), _name_of(entry)), {}))
+        for entry in document.get("certs", [])
+    ]
+    return {**document, "certs": certs} if "certs" in document else document
+
+
+def _name_of(entry: dict[str, Any]) -> str:
+    return str(entry.get("friendly_name", DEFAULT_NAME))
+
+
+def _with(fresh: dict[str, Any], old: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(fresh)
+    for key, value in old.items():
+        if key.startswith("crypt_"):
+            merged.setdefault(key, value)
+        elif key in {"est", "scep"} and key not in fresh:
+            continue  # another way to the CA has no use for them
+        elif isinstance(value, dict):
+            inner = fresh.get(key, {})
+            kept = _with(inner, value) if isinstance(inner, dict) else inner
+            if kept:
+                merged[key] = kept
+    return merged
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a certificate of a profile is for one device. problem: why it cannot be, "" when it can."""
+
+    friendly_name: str
+    key_type: str
+    subject: str
+    names: tuple[tuple[str, str], ...]
+    problem: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "friendly_name": self.friendly_name,
+            "key_type": self.key_type,
+            "subject": self.subject,
+            "names": [{"kind": kind, "value": value} for kind, value in self.names],
+            "problem": self.problem,
+        }
+
+
+def preview(document: dict[str, Any], device: Device) -> list[Preview]:
+    """Subject and alternative names that the document gives the device. SettingsError for a bad document."""
+    found = []
+    for cert in parse_document(document).certs:
+        try:
+            spec = cert.csr_spec(device.facts)
+        except SettingsError as err:
+            found.append(Preview(cert.friendly_name, cert.key.type, "", (), str(err)))
+            continue
+        labels = {oid: label for label, oid in LABELS.items()}
+        subject = ", ".join(f"{labels[oid]}={value}" for oid, value in spec.subject.attributes())
+        kinds = (("DNS", "hostname"), ("IP", "ip"), ("email", "email"), ("URI", "uri"))
+        names = tuple((kind, value) for kind, field in kinds for value in getattr(spec.san, field))
+        found.append(Preview(cert.friendly_name, cert.key.type, subject, names, ""))
+    return found
+
+
+def clashes(context: Context, name: str, document: dict[str, Any]) -> list[str]:
+    """Friendly names of the document that another profile gives to the same devices, in sentences."""
+    mine = {cert.friendly_name for cert in parse_document(document).certs}
+    every = listing(context)
+    here = next((each.assigned for each in every if each.name == name), ())
+    found = []
+    for other in every:
+        if other.name == name or not any(_meet(a, b) for a in here for b in other.assigned):
+            continue
+        found += [
+            f"{friendly!r} is also in profile {other.name!r}, which reaches some of the same devices: the nearer one counts"
+            for friendly, _ in other.certs
+            if friendly in mine
+        ]
+    return found
+
+
+def _meet(one: tuple[str, str], other: tuple[str, str]) -> bool:
+    """Can an assignment reach a device of the other? Of a device's own, its directory is not looked up."""
+    if one[0] != other[0]:
+        return False
+    if one[0] == "device":
+        return one[1] == other[1]
+    a, b = (each[1].rstrip("/") + "/" for each in (one, other))
+    return a.startswith(b) or b.startswith(a)
+
+
+def assigned_to(context: Context, device: Device) -> list[tuple[str, str, str]]:
+    """(profile, kind, target) of what reaches the device, the nearest first: as it counts."""
+    return [(row.name, row.kind, row.target) for row in _assigned(context, device)]
 
 
 def allow_passthrough(context: Context, name: str, allowed: bool) -> None:
     """May SCEP clients of the devices talk to the CA themselves? What they ask for, the proxy cannot see."""
     with context.db.begin() as connection:
         changed = connection.execute(
-            profiles.update().where(profiles.c.name == name).values(passthrough=allowed)
+            profiles.update()
+            .where(profiles.c.name == name)
+            .values(passthrough=allowed, version=profiles.c.version + 1)
         ).rowcount
         if not changed:
             raise _unknown(name)
-        context.db.record(
-            connection, "ca-proxy", "profile passthrough", f"{name}: {'on' if allowed else 'off'}"
-        )
+        context.db.record(connection, actor(), "profile passthrough", f"{name}: {'on' if allowed else 'off'}")
 
 
 def remove(context: Context, name: str) -> None:
     """Removes a profile and its assignments. Devices then remove its certificates."""
     with context.db.begin() as connection:
+        targets = _targets(connection, name)
         if not connection.execute(profiles.delete().where(profiles.c.name == name)).rowcount:
             raise _unknown(name)
-        context.db.record(connection, "ca-proxy", "profile remove", name)
+        context.db.record(connection, actor(), "profile remove", name)
+        changes.note(connection, targets)
 
 
 def assign(context: Context, name: str, *, device: str = "", directory: str = "") -> None:
@@ -118,7 +346,8 @@ def assign(context: Context, name: str, *, device: str = "", directory: str = ""
             )
         connection.execute(assignments.delete().where(*(assignments.c[key] == row[key] for key in row)))
         connection.execute(assignments.insert().values(row))
-        context.db.record(connection, "ca-proxy", "profile assign", f"{name} to {kind} {target}")
+        context.db.record(connection, actor(), "profile assign", f"{name} to {kind} {target}")
+        changes.note(connection, [(kind, target)])
 
 
 def unassign(context: Context, name: str, *, device: str = "", directory: str = "") -> None:
@@ -132,7 +361,14 @@ def unassign(context: Context, name: str, *, device: str = "", directory: str = 
             raise SettingsError(
                 "profile", f"{name!r} is not assigned to {kind} {target}", hint="ca-proxy profile list"
             )
-        context.db.record(connection, "ca-proxy", "profile unassign", f"{name} from {kind} {target}")
+        context.db.record(connection, actor(), "profile unassign", f"{name} from {kind} {target}")
+        changes.note(connection, [(kind, target)])
+
+
+def _targets(connection: sa.Connection, name: str) -> list[tuple[str, str]]:
+    """(kind, target) of whom the profile is assigned to."""
+    query = sa.select(assignments.c.kind, assignments.c.target).where(assignments.c.profile == name)
+    return [(row.kind, row.target) for row in connection.execute(query)]
 
 
 def listing(context: Context) -> list[Profile]:
@@ -159,7 +395,15 @@ def effective(context: Context, device: Device) -> Effective:
 
     Of equal friendly names the first one stands.
     """
-    found = [(_open(context, row.name, row.sealed), row.passthrough) for row in _assigned(context, device)]
+    rows = _assigned(context, device)
+    found: Effective = context.merged(tuple((row.name, row.sealed, row.passthrough) for row in rows))
+    wanted = certificates.wanted_renewals(context, device.unit_id)
+    return _renewing(context, found, wanted) if wanted else found
+
+
+def merge(context: Context, rows: tuple[tuple[str, bytes, bool], ...]) -> Effective:
+    """The profiles (name, sealed document, passthrough), the nearest first, as one. Context.merged keeps some."""
+    found = [(_open(context, name, sealed), passthrough) for name, sealed, passthrough in rows]
     documents = [document for document, _ in found]
     certs: dict[str, tuple[Any, CertSettings]] = {}
     passed = set()
@@ -183,34 +427,50 @@ def effective(context: Context, device: Device) -> Effective:
     )
 
 
+def _renewing(context: Context, found: Effective, wanted: dict[str, str]) -> Effective:
+    """The same, with the serial numbers of certificates that are to be renewed now."""
+    document = copy.deepcopy(found.document)
+    certs = list(found.certs)
+    for index, cert in enumerate(certs):
+        if serial := wanted.get(cert.friendly_name):
+            document["certs"][index].setdefault("enrollment", {})["renew_serial"] = serial
+            certs[index] = replace(cert, enrollment=replace(cert.enrollment, renew_serial=serial))
+    return replace(found, document=document, certs=tuple(certs), etag=tag(context, document))
+
+
 def tag(context: Context, document: dict[str, Any]) -> str:
     """The ETag of a settings document. Keyed: it is no way to guess at passwords."""
     mark = hmac.new(context.sealer.derive("settings etag"), json.dumps(document).encode(), hashlib.sha256)
     return f'"{mark.hexdigest()[:32]}"'
 
 
+_ASSIGNED = (
+    sa.select(
+        assignments.c.kind,
+        assignments.c.target,
+        profiles.c.name,
+        profiles.c.sealed,
+        profiles.c.passthrough,
+    )
+    .join(profiles, profiles.c.name == assignments.c.profile)
+    .where(
+        sa.or_(
+            sa.and_(assignments.c.kind == "device", assignments.c.target == sa.bindparam("unit_id")),
+            sa.and_(
+                assignments.c.kind == "directory",
+                assignments.c.target.in_(sa.bindparam("above", expanding=True)),
+            ),
+        )
+    )
+)
+
+
 def _assigned(context: Context, device: Device) -> list[Any]:
     """Rows (name, sealed, passthrough) of the device's profiles, the nearest first."""
     parts = [part for part in device.directory.split("/") if part]
     above = ["/" + "/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
-    query = (
-        sa.select(
-            assignments.c.kind,
-            assignments.c.target,
-            profiles.c.name,
-            profiles.c.sealed,
-            profiles.c.passthrough,
-        )
-        .join(profiles, profiles.c.name == assignments.c.profile)
-        .where(
-            sa.or_(
-                sa.and_(assignments.c.kind == "device", assignments.c.target == device.unit_id),
-                sa.and_(assignments.c.kind == "directory", assignments.c.target.in_(above)),
-            )
-        )
-    )
     with context.db.read() as connection:
-        rows = connection.execute(query).all()
+        rows = connection.execute(_ASSIGNED, {"unit_id": device.unit_id, "above": above}).all()
     rank = {target: index for index, target in enumerate(above)}
     ordered = sorted(rows, key=lambda row: (-1 if row.kind == "device" else rank[row.target], row.name))
     found: dict[str, Any] = {}

@@ -8,11 +8,14 @@ from flask import Blueprint, Response, g, jsonify, request
 
 from ..errors import RemoteProtocolError, SettingsError
 from ..settings import load_json
-from . import challenges, devices, profiles
+from . import challenges, changes, devices, profiles
 from .context import Context
 from .identity import client_of
+from .waiting import KEY, Place, Visit, preferred_wait, retry_soon
 
-__all__ = ["make"]
+__all__ = ["WAIT_MAX", "make"]
+
+WAIT_MAX = 600  # seconds
 
 
 def make(context: Context) -> Blueprint:
@@ -36,13 +39,25 @@ def make(context: Context) -> Blueprint:
     def settings() -> Response:
         device = client_of(context, request.environ).device()
         g.unit_id = device.unit_id
+        seconds = preferred_wait(request.headers.get("Prefer", ""), WAIT_MAX)
+        since = (
+            changes.newest(context) if seconds else 0
+        )  # before the settings: what changes later is noticed
         found = challenges.hand_out(context, device, profiles.effective(context, device))
-        if found.etag in [
-            tag.strip().removeprefix("W/") for tag in request.headers.get("If-None-Match", "").split(",")
-        ]:
-            response = Response(status=304)
-        else:
+        visit: Visit | None = request.environ.get(KEY)
+        if not _is_known(found.etag):
             response = jsonify(found.document)
+        else:
+            response = Response(status=304)
+            if seconds:
+                place = Place(device.unit_id, device.directory, found.etag, since)
+                if found.incomplete:
+                    seconds = min(seconds, challenges.RETRY_SECONDS)
+                # without a visit: a server of somebody else, which cannot park
+                if later := visit.wait(place, seconds) if visit else retry_soon():
+                    response.headers["Retry-After"] = str(later)
+        if visit and visit.seconds:
+            response.headers["Preference-Applied"] = f"wait={visit.seconds}"
         response.headers["ETag"] = found.etag
         return response
 
@@ -54,6 +69,12 @@ def make(context: Context) -> Blueprint:
         return Response(status=204)
 
     return routes
+
+
+def _is_known(etag: str) -> bool:
+    """Does the client have this version (If-None-Match, weak comparison)?"""
+    given = request.headers.get("If-None-Match", "").split(",")
+    return etag in [tag.strip().removeprefix("W/") for tag in given]
 
 
 def _object() -> dict[str, Any]:

@@ -21,23 +21,31 @@ from sqlalchemy import (
 
 __all__ = [
     "HEAD",
+    "accounts",
+    "api_tokens",
     "assignments",
     "audit",
     "ca_certificates",
     "ca_config",
+    "certificates",
+    "changes",
     "devices",
+    "directories",
     "enrollments",
+    "login_failures",
     "management_certificates",
     "meta",
     "metadata",
     "ndes_challenges",
     "profiles",
+    "renewals",
     "scep_keys",
     "scep_secrets",
+    "sessions",
     "tokens",
 ]
 
-HEAD = "0002"  # the newest migration
+HEAD = "0004"  # the newest migration
 
 metadata = MetaData()
 # INTEGER PRIMARY KEY counts by itself in SQLite, BIGSERIAL in PostgreSQL
@@ -98,6 +106,7 @@ profiles = Table(
     Column("sealed", LargeBinary, nullable=False),
     Column("updated", BigInteger, nullable=False),
     Column("passthrough", Boolean, nullable=False, server_default=false()),
+    Column("version", BigInteger, nullable=False, server_default="1"),  # counts its changes
 )
 
 assignments = Table(
@@ -109,6 +118,17 @@ assignments = Table(
     CheckConstraint("kind IN ('device', 'directory')", name="assignment_kind"),
 )
 Index("assignments_target", assignments.c.kind, assignments.c.target)
+
+# whose settings were changed, newest last; the ids are counted in meta, see changes.note
+changes = Table(
+    "changes",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", String(16), nullable=False),
+    Column("target", String(512), nullable=False),
+    Column("at", BigInteger, nullable=False),
+    CheckConstraint("kind IN ('device', 'directory')", name="change_kind"),
+)
 
 ca_config = Table(
     "ca_config",
@@ -162,6 +182,33 @@ enrollments = Table(
     ),
 )
 Index("enrollments_updated", enrollments.c.updated)
+Index("enrollments_device", enrollments.c.unit_id, enrollments.c.friendly_name, enrollments.c.updated)
+
+# the newest certificate of each device and friendly name: what lists, charts and figures count
+certificates = Table(
+    "certificates",
+    metadata,
+    Column("unit_id", String(64), ForeignKey("devices.unit_id", ondelete="CASCADE"), primary_key=True),
+    Column("friendly_name", String(256), primary_key=True),
+    Column("serial", String(64), nullable=False),
+    Column("subject", Text, nullable=False),
+    Column("not_before", BigInteger, nullable=False),
+    Column("not_after", BigInteger, nullable=False, index=True),
+    Column("issued", BigInteger, nullable=False),
+)
+
+# "renew now": the certificate of this serial number is to be renewed, whatever its dates say
+renewals = Table(
+    "renewals",
+    metadata,
+    Column("unit_id", String(64), ForeignKey("devices.unit_id", ondelete="CASCADE"), primary_key=True),
+    Column("friendly_name", String(256), primary_key=True),
+    Column("serial", String(64), nullable=False),
+    Column("asked", BigInteger, nullable=False),
+)
+
+# directories that an administrator made; those of devices and assignments are there without a row
+directories = Table("directories", metadata, Column("path", String(512), primary_key=True))
 
 # secret path segments of devices whose SCEP clients cannot do TLS client authentication
 scep_secrets = Table(
@@ -193,6 +240,52 @@ scep_keys = Table(
     Column("name", String(64), primary_key=True),
     Column("sealed", LargeBinary, nullable=False),
     Column("created", BigInteger, nullable=False),
+)
+
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("name", String(64), primary_key=True),
+    Column("password_hash", String(256), nullable=False),
+    Column("role", String(16), nullable=False),
+    Column("must_change", Boolean, nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("last_login", BigInteger),
+    CheckConstraint("role IN ('admin', 'viewer')", name="account_role"),
+)
+
+# of browsers; the cookie's SHA-256
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column(
+        "account", String(64), ForeignKey("accounts.name", ondelete="CASCADE"), nullable=False, index=True
+    ),
+    Column("created", BigInteger, nullable=False),
+    Column("seen", BigInteger, nullable=False),
+)
+
+# of programs that use the REST interface; the token's SHA-256
+api_tokens = Table(
+    "api_tokens",
+    metadata,
+    Column("sha256", String(64), primary_key=True),
+    Column("name", String(64), nullable=False, unique=True),
+    Column("role", String(16), nullable=False),
+    Column("created", BigInteger, nullable=False),
+    Column("expires", BigInteger),
+    Column("last_used", BigInteger),
+    CheckConstraint("role IN ('admin', 'viewer')", name="token_role"),
+)
+
+login_failures = Table(
+    "login_failures",
+    metadata,
+    Column("id", Identity, primary_key=True, autoincrement=True),
+    Column("at", BigInteger, nullable=False, index=True),
+    Column("account", String(64), nullable=False),
+    Column("address", String(64), nullable=False),
 )
 
 audit = Table(

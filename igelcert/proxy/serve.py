@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import resource
+import socket
 import ssl
 import sys
 from collections.abc import Callable, Iterable
@@ -13,38 +15,67 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from ..errors import StorageError
+from ..errors import SettingsError, StorageError
+from . import changes
 from .app import make_admin_app, make_device_app
-from .context import Context
+from .context import Context, is_address
 from .servertls import ServerTls
 
-__all__ = ["serve"]
+__all__ = ["places", "serve"]
 
 HANDSHAKE_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
 KEEPALIVE_SECONDS = 15
 CONNECTIONS = 1000
 GRACE_SECONDS = 20
+FILES = 256  # descriptors for what is no connection of a client
 
 
 def serve(data: Path, listen: str, admin_listen: str) -> int:
     """Serves until SIGTERM or SIGINT. DIR/run.json names process and ports meanwhile."""
     context = Context.open(data)
     run = data / "run.json"
+    listen, admin_listen = listen or context.config.listen, admin_listen or context.config.admin_listen
+    for option, address in (("--listen", listen), ("--admin-listen", admin_listen)):
+        if not is_address(address):
+            raise SettingsError(option, f"{address!r} is not HOST:PORT")
+        _look_free(address)
     try:
         run.unlink(missing_ok=True)
     except OSError as err:
         raise StorageError(f"cannot remove {run}: {err.strerror}") from None
-    listen, admin_listen = listen or context.config.listen, admin_listen or context.config.admin_listen
     ServerTls(context).current()  # what is wrong with it is said now, and not by a dead worker
     context.db.close()  # a connection must not cross a fork
     pid = os.getpid()
     try:
         _Server(data, listen, admin_listen).run()
     finally:
-        if os.getpid() == pid:  # a worker leaves this way, too
+        if os.getpid() == pid and _is_of(run, pid):  # a worker leaves this way, too
             run.unlink(missing_ok=True)
     return 0
+
+
+def _is_of(run: Path, pid: int) -> bool:
+    """Another proxy that began to serve the same directory meanwhile has written its own."""
+    try:
+        return bool(json.loads(run.read_text())["pid"] == pid)
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _look_free(address: str) -> None:
+    """Says in words what gunicorn would try five times and then say in its own."""
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, int(port)))
+        except OSError as err:
+            raise StorageError(
+                f"cannot listen on {address}: {err.strerror}",
+                hint="name another with --listen or --admin-listen; is a proxy running already?",
+            ) from None
 
 
 class _Server(BaseApplication):  # type: ignore[misc]
@@ -76,12 +107,17 @@ class _Server(BaseApplication):  # type: ignore[misc]
         put("worker_tmp_dir", "/dev/shm" if Path("/dev/shm").is_dir() else None)  # noqa: S108
         put("control_socket_disable", True)
         self.cfg.is_admin = lambda server: server == self._admin
-        self.cfg.user_limits = {"handshake": HANDSHAKE_SECONDS, "request": REQUEST_SECONDS}
+        self.cfg.user_limits = {
+            "handshake": HANDSHAKE_SECONDS,
+            "request": REQUEST_SECONDS,
+            "waiting": context.config.waiting,
+        }
 
     def load(self) -> Callable[..., Iterable[bytes]]:
         """Called in the worker: its connections to database and CA are its own."""
         context = Context.open(self._data)
         self._tls = ServerTls(context)
+        self.cfg.changes_since = lambda position: changes.since(context, position)
         device, admin = make_device_app(context), make_admin_app(context)
 
         def program(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
@@ -100,6 +136,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         names = [listener.sock.getsockname() for listener in arbiter.LISTENERS]
         device, admin = names
         self._admin = admin
+        self.cfg.user_limits["waiting"] = places(self.cfg.user_limits["waiting"])
         state = {"pid": os.getpid(), "device_port": device[1], "admin_port": admin[1]}
         fresh = self._data / "run.json.new"
         fresh.write_text(json.dumps(state) + "\n")
@@ -107,6 +144,23 @@ class _Server(BaseApplication):  # type: ignore[misc]
         logging.getLogger("igelcert.proxy").info(
             "devices: https://%s:%d, administration: http://%s:%d", device[0], device[1], admin[0], admin[1]
         )
+
+
+def places(waiting: int) -> int:
+    """Raises the limit of open files as needed; as many waiting devices as it has room for, at most `waiting`."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = waiting + CONNECTIONS + FILES
+    if soft == resource.RLIM_INFINITY or soft >= needed:
+        return waiting
+    fit = needed if hard == resource.RLIM_INFINITY else min(needed, hard)
+    if fit > soft:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fit, hard))
+    if fit < needed:
+        waiting = min(waiting, max(fit - CONNECTIONS - FILES, fit // 4))
+        logging.getLogger("igelcert.proxy").warning(
+            "only %d devices can wait for changes: the limit of open files (ulimit -n) is %d", waiting, fit
+        )
+    return waiting
 
 
 _LOGGING = {

@@ -3,8 +3,9 @@
 The original gives a thread to every connection until its handshake is done and its request is read,
 and lingers on closing ones in its accept loop. Here a thread only works on octets that have arrived:
 handshake and reading never block, waiting is the poller's, each wait ends at a deadline, and the
-threads are for whole requests. Two kinds of listeners: TLS for devices, plain HTTP on loopback for
-administration, which has threads of its own so that it answers when the CA stalls all others.
+threads are for whole requests. A request that waits for a change (waiting.py) is parked with the poller,
+and handed to a thread again when it is to be answered. Two kinds of listeners: TLS for devices, plain HTTP on
+loopback for administration, which has threads of its own so that it answers when the CA stalls all others.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ import errno
 import selectors
 import socket
 import ssl
+import threading
 import time
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any
@@ -24,12 +27,15 @@ from gunicorn.http import RequestParser
 from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import TConn, ThreadWorker
 
+from .changes import Change, Watch
 from .framing import FramingError, expects_continue, request_length
+from .waiting import KEY, REQUEST_MAX, Parked, Place, Room, Visit, retry_soon
 
 __all__ = ["BODY_MAX", "Connection", "Worker"]
 
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
-SERVED, AGAIN, LINGER, GONE = "served", "again", "linger", "gone"  # what a thread says of a connection
+# what a thread says of a connection
+SERVED, AGAIN, LINGER, GONE, PARK = "served", "again", "linger", "gone", "park"
 
 BODY_MAX = 65_536  # octets of a device's request body
 ADMIN_BODY_MAX = 4 << 20
@@ -37,6 +43,7 @@ ADMIN_THREADS = 4
 SEND_TIMEOUT = 10.0
 LINGER_TIME = 2.0
 READ_SIZE = 65_536
+PROBE_AFTER, PROBE_EVERY, PROBES = 60, 20, 3  # TCP keep-alive of who waits: seconds, seconds, times
 _REASONS = {
     400: "Bad Request",
     413: "Content Too Large",
@@ -63,6 +70,10 @@ class Connection(TConn):  # type: ignore[misc]
         self.continued = False
         self.idle = False
         self.lingering = False
+        self.visit: Visit | None = None  # of the request that is answered, or waits
+        self.request = b""  # the one that waits
+        self.parked = False  # with the poller, until it is answered
+        self.woken = False
         self.deadline = time.monotonic() + cfg.user_limits["handshake"]
 
     def advance(self) -> int:
@@ -104,6 +115,37 @@ class Connection(TConn):  # type: ignore[misc]
         del self.buffer[:size]
         return request
 
+    def overhear(self) -> bool:
+        """Keeps what a waiting client sends for afterwards. False: it is gone, or sends more than is kept."""
+        try:
+            while len(self.buffer) <= REQUEST_MAX:
+                data = self.sock.recv(READ_SIZE)
+                if not data:
+                    return False
+                self.buffer += data
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            return True
+        except OSError:
+            return False
+        return False
+
+    def dismiss(self, place: Place, seconds: int) -> None:
+        """Answers a request that waits, without the program: nothing changed, come back in `seconds`."""
+        head = (
+            f"HTTP/1.1 304 Not Modified\r\nETag: {place.etag}\r\nRetry-After: {seconds}\r\n"
+            "Cache-Control: no-store\r\nConnection: close\r\n\r\n"
+        )
+        with contextlib.suppress(OSError):
+            self.sock.send(head.encode())
+
+    def probe(self) -> None:
+        """Lets the kernel find out that a silent client is gone."""
+        with contextlib.suppress(OSError):
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, PROBE_AFTER)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, PROBE_EVERY)
+            self.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, PROBES)
+
     def refuse(self, status: int, sentence: str) -> None:
         """Answers without the program: the request is not one that it could read."""
         json = b" /rmagent/" in self.buffer[:64]
@@ -129,13 +171,34 @@ class Connection(TConn):  # type: ignore[misc]
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """cfg.user_limits: {"handshake": s, "request": s}; cfg.is_admin(listener's name): plain HTTP there?"""
+    """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}; cfg.is_admin(listener's name): plain HTTP
+    there?; cfg.changes_since(position): the changes after it."""
+
+    wsgi: Any
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.waiting: set[Connection] = set()
+        self.parked: dict[str, Connection] = {}  # by unit ID: one for each device, not counted in nr_conns
+        self.awake: deque[Connection] = deque()  # of these, whose turn to be answered comes
+        self.answering = 0  # of these, in a thread
+        self.room = Room(self.cfg.user_limits["waiting"])
         self.admin_pool = ThreadPoolExecutor(ADMIN_THREADS, thread_name_prefix="admin")
+        self._thread = threading.local()
         self._swept = 0.0
+
+    def load_wsgi(self) -> None:
+        super().load_wsgi()
+        self.watch = Watch(
+            self.cfg.changes_since, lambda found: self.method_queue.defer(self._changed, found)
+        )
+        program = self.wsgi
+
+        def with_visit(environ: dict[str, Any], start_response: Any) -> Any:
+            environ[KEY] = self._thread.visit
+            return program(environ, start_response)
+
+        self.wsgi = with_visit
 
     # ---- main thread: accepting, waiting, ending ------------------------------------------------
 
@@ -167,7 +230,12 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
         result: Any = GONE if fs.cancelled() or fs.exception() else fs.result()
         now = time.monotonic()
-        if result == AGAIN:
+        if conn.woken:
+            conn.woken = False
+            self.answering -= 1
+        if result == PARK:
+            self._park(conn)
+        elif result == AGAIN:
             conn.deadline = now + self.cfg.user_limits["request"]
             self.enqueue_req(conn)
         elif result == SERVED:
@@ -181,6 +249,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._wait(conn, READ)
         else:
             self._close(conn)
+        self._answer_parked()
 
     def _wait(self, conn: Connection, events: int) -> None:
         try:
@@ -192,6 +261,13 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.waiting.add(conn)
 
     def _ready(self, conn: Connection, _: Any) -> None:
+        if conn.parked:
+            if not conn.overhear():
+                self._unpark(conn)
+                self._close(conn)
+            return
+        if conn not in self.waiting:  # seen by the poller before it was handed to a thread, in the same round
+            return
         if conn.lingering:
             self._drain(conn)
             return
@@ -219,6 +295,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def _close(self, conn: Connection) -> None:
         self.nr_conns -= 1
+        if conn.visit is not None:
+            conn.visit.leave()
         with contextlib.suppress(OSError):
             conn.sock.close()
 
@@ -240,25 +318,104 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         for conn in [each for each in self.waiting if each.deadline <= now]:
             self._forget(conn)
             self._close(conn)
+        for conn in [each for each in self.parked.values() if each.deadline <= now]:
+            self._wake(conn)
+        self._answer_parked()
 
     def murder_keepalived(self, force: bool = False) -> None:
         if force:
             for conn in list(self.waiting):
                 self._forget(conn)
                 self._close(conn)
+            self.watch.stop()
             self.admin_pool.shutdown(wait=False)
 
     def _cap_keepalive(self, deadline: float) -> None:
-        """Shutdown: who has sent nothing of a request does not keep us."""
+        """Shutdown: who has sent nothing of a request does not keep us, and who waits is to wait elsewhere."""
+        self.room.closed = True
+        for conn in list(self.parked.values()):
+            self._unpark(conn)
+            self._dismiss(conn)
         for conn in self.waiting:
             conn.deadline = min(conn.deadline, deadline)
+
+    # ---- main thread: who waits for a change ----------------------------------------------------
+
+    def _park(self, conn: Connection) -> None:
+        assert conn.visit is not None and conn.visit.place is not None
+        place = conn.visit.place
+        if not self.alive:
+            self._dismiss(conn)
+            return
+        if (older := self.parked.get(place.unit_id)) is not None:  # it came back: the old connection is dead
+            self._unpark(older)
+            self._dismiss(older)
+        try:
+            conn.sock.setblocking(False)
+            self.poller.register(conn.sock, READ, partial(self._ready, conn))
+        except (OSError, ValueError, KeyError):
+            self._close(conn)
+            return
+        conn.probe()
+        conn.deadline = conn.visit.until
+        self.nr_conns -= 1
+        self.parked[place.unit_id] = conn
+        conn.parked = True
+        self.watch.look_from(place.since)
+
+    def _unpark(self, conn: Connection) -> None:
+        assert conn.visit is not None and conn.visit.place is not None
+        with contextlib.suppress(OSError, KeyError, ValueError):
+            self.poller.unregister(conn.sock)
+        del self.parked[conn.visit.place.unit_id]
+        self.nr_conns += 1
+        conn.parked = conn.woken = False
+        if not self.parked:
+            self.watch.rest()
+
+    def _dismiss(self, conn: Connection) -> None:
+        assert conn.visit is not None and conn.visit.place is not None
+        conn.sock.setblocking(False)
+        conn.dismiss(conn.visit.place, retry_soon(leaving=self.room.closed))
+        conn.visit.leave()
+        conn.visit, conn.request = None, b""
+        conn.end()
+        conn.deadline = time.monotonic() + LINGER_TIME
+        self._wait(conn, READ)
+
+    def _changed(self, found: list[Change]) -> None:
+        """Wakes whom the changes concern."""
+        newest = {(change.kind, change.target): change.id for change in found}
+        for conn in self.parked.values():
+            assert conn.visit is not None and conn.visit.place is not None
+            place = conn.visit.place
+            keys = [("device", place.unit_id), *(("directory", path) for path in place.directories)]
+            if any(newest.get(key, 0) > place.since for key in keys):
+                self.room.woken += 1
+                self._wake(conn)
+        self._answer_parked()
+
+    def _wake(self, conn: Connection) -> None:
+        if not conn.woken:
+            conn.woken = True
+            self.awake.append(conn)
+
+    def _answer_parked(self) -> None:
+        """Hands those that are awake to threads: a quarter of them at most, the others are for who did not wait."""
+        while self.awake and self.answering < max(1, self.cfg.threads // 4):
+            conn = self.awake.popleft()
+            if conn.parked:  # not gone meanwhile
+                self._unpark(conn)
+                conn.woken = True
+                self.answering += 1
+                self.enqueue_req(conn)
 
     # ---- pool threads ---------------------------------------------------------------------------
 
     def handle(self, conn: Connection) -> Any:
         """One step of a connection; never waits for the client but for SEND_TIMEOUT while answering."""
         try:
-            wants = conn.advance()
+            wants = 0 if conn.request else conn.advance()
             return wants if wants else self._serve(conn)
         except FramingError as err:
             conn.refuse(err.status, err.sentence)
@@ -274,8 +431,23 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         return LINGER
 
     def _serve(self, conn: Connection) -> Any:
+        """Answers the request that is whole, or that waited."""
         conn.sock.settimeout(SEND_TIMEOUT)
-        raw = conn.take()
+        raw, conn.request = conn.request or conn.take(), b""
+        conn.visit = self._thread.visit = conn.visit or Visit(self.room, len(raw))
+        waits = False
+        try:
+            return self._answer(conn, raw)
+        except Parked:
+            waits = True
+            conn.request, conn.parser = raw, None
+            return PARK
+        finally:
+            if not waits:
+                conn.visit.leave()
+                conn.visit = None
+
+    def _answer(self, conn: Connection, raw: bytes) -> Any:
         conn.parser = RequestParser(self.cfg, iter((raw,)), conn.client)
         keep = False
         try:

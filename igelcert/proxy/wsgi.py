@@ -40,6 +40,6 @@ def device_app(environ: dict[str, Any], start_response: Callable[..., Any]) -> I
 
 
 def admin_app(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    """Health and figures; keep it away from the network."""
+    """Administration, health and figures; keep it away from the network."""
     answer: Iterable[bytes] = _app("admin")(environ, start_response)
     return answer

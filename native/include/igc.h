@@ -20,7 +20,8 @@
  *
  * Threads
  *   No function touches shared mutable state. A handle may be used by several threads at
- *   once for reading (sign, write, spki); freeing it must come last.
+ *   once for reading (sign, write, spki); freeing it must come last. Making an RSA key starts
+ *   threads, which have ended when the call returns.
  *
  * Certificate lists
  *   are DER certificates one after the other, with nothing between.
@@ -55,7 +56,8 @@
     X(MANYKEYS, "there is more than one private key in it") \
     X(KEYPASSWORD, "the private key has a password of its own that differs from the store's") \
     X(FORMAT, "the data is in another format") \
-    X(INTEGRITY, "the integrity check (MAC) fails")
+    X(INTEGRITY, "the integrity check (MAC) fails") \
+    X(CANCELLED, "the operation was cancelled")
 
 enum igc_error {
 #define IGC_X(name, text) IGC_E_##name,
@@ -85,6 +87,17 @@ typedef struct igc_key igc_key;
    ec_brainpoolP384r1 ec_brainpoolP512r1 ec_prime256v1 ec_secp256k1 ec_secp384r1
    ec_secp521r1. EC keys carry a named curve, never explicit parameters. */
 int igc_key_generate(const char *type, igc_key **out);
+/* For another thread to look at while a key is made. All zero at first. */
+typedef struct {
+    int cancel;      /* in: 1 stops the generation, which then gives IGC_E_CANCELLED */
+    uint32_t tested; /* out, RSA: candidates that were tested for primality */
+    uint32_t primes; /* out, RSA: primes found, 0 .. 2 */
+} igc_progress;
+/* generator, of RSA keys only: "native" (FIPS 186-5 A.1.6, see docs/rsa.md) or "openssl"
+   (libcrypto's own). threads: 1 .. 4 for the native one; 0: as many as there are processors,
+   at most four. progress may be NULL. */
+int igc_key_generate_with(const char *type, const char *generator, int threads, igc_progress *progress,
+                          igc_key **out);
 void igc_key_free(igc_key *key);
 /* One of the twelve names, or another descriptive one ("rsa_1024", "ed448", "dsa_2048",
    "unknown") for a key that was read. Lives as long as the key. */

@@ -1,5 +1,5 @@
 /* key.c - private keys: making, reading, writing, checking, signing. */
-#include "inner.h"
+#include "prime.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -39,43 +39,91 @@ static const key_kind kinds[] = {
     {"ec_secp521r1", 0, "secp521r1"},
 };
 
-static int wrap(EVP_PKEY *pkey, igc_key **out)
+/* type: NULL when it has to be found out */
+static int wrap(EVP_PKEY *pkey, const char *type, igc_key **out)
 {
     igc_key *key = OPENSSL_zalloc(sizeof(*key));
 
     if (key == NULL)
         return igc_fail(IGC_E_NOMEM, NULL);
     key->pkey = pkey;
-    igc_pkey_type(pkey, key->type);
+    if (type)
+        strcpy(key->type, type);
+    else
+        igc_pkey_type(pkey, key->type);
     *out = key;
     return IGC_OK;
 }
 
+/* libcrypto calls this between its steps; 0 ends the generation. */
+static int watch_libcrypto(EVP_PKEY_CTX *ctx)
+{
+    igc_progress *progress = EVP_PKEY_CTX_get_app_data(ctx);
+    int event = EVP_PKEY_CTX_get_keygen_info(ctx, 0);
+
+    if (event == 0) /* as BN_GENCB_call() says: 0 a candidate, 3 a prime */
+        __atomic_add_fetch(&progress->tested, 1, __ATOMIC_RELAXED);
+    else if (event == 3)
+        __atomic_add_fetch(&progress->primes, 1, __ATOMIC_RELAXED);
+    return !__atomic_load_n(&progress->cancel, __ATOMIC_RELAXED);
+}
+
+static int libcrypto_rsa(int bits, igc_progress *progress, EVP_PKEY **out)
+{
+    EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_name(NULL, "RSA", NULL);
+    int rc = IGC_OK;
+
+    if (ctx == NULL || EVP_PKEY_keygen_init(ctx) <= 0 || EVP_PKEY_CTX_set_rsa_keygen_bits(ctx, bits) <= 0)
+        rc = igc_fail(IGC_E_INTERNAL, "the key could not be generated");
+    if (rc == IGC_OK && progress) {
+        EVP_PKEY_CTX_set_app_data(ctx, progress);
+        EVP_PKEY_CTX_set_cb(ctx, watch_libcrypto);
+    }
+    if (rc == IGC_OK && EVP_PKEY_generate(ctx, out) <= 0)
+        rc = progress && __atomic_load_n(&progress->cancel, __ATOMIC_RELAXED)
+                 ? igc_fail(IGC_E_CANCELLED, NULL)
+                 : igc_fail(IGC_E_INTERNAL, "the key could not be generated");
+    EVP_PKEY_CTX_free(ctx);
+    return rc;
+}
+
 int igc_key_generate(const char *type, igc_key **out)
 {
+    return igc_key_generate_with(type, "native", 0, NULL, out);
+}
+
+int igc_key_generate_with(const char *type, const char *generator, int threads, igc_progress *progress,
+                          igc_key **out)
+{
     const key_kind *kind = NULL;
-    EVP_PKEY *pkey;
+    EVP_PKEY *pkey = NULL;
     size_t i;
-    int rc;
+    int native, rc = IGC_OK;
 
     igc_begin();
-    if (type == NULL || out == NULL)
+    if (type == NULL || generator == NULL || out == NULL || threads < 0 || threads > 4)
         return igc_fail(IGC_E_ARG, NULL);
     *out = NULL;
+    native = strcmp(generator, "native") == 0;
+    if (!native && strcmp(generator, "openssl") != 0)
+        return igc_fail(IGC_E_ARG, "there is no such key generator");
     for (i = 0; i < sizeof(kinds) / sizeof(kinds[0]); i++)
         if (strcmp(type, kinds[i].type) == 0)
             kind = &kinds[i];
     if (kind == NULL)
         return igc_fail(IGC_E_KEYTYPE, NULL);
     if (kind->rsa_bits)
-        pkey = EVP_PKEY_Q_keygen(NULL, NULL, "RSA", (size_t)kind->rsa_bits);
+        rc = native ? igc_rsa_generate((int)kind->rsa_bits, threads, progress, &pkey)
+                    : libcrypto_rsa((int)kind->rsa_bits, progress, &pkey);
     else if (kind->curve)
         pkey = EVP_PKEY_Q_keygen(NULL, NULL, "EC", kind->curve);
     else
         pkey = EVP_PKEY_Q_keygen(NULL, NULL, "ED25519");
+    if (rc)
+        return rc;
     if (pkey == NULL)
         return igc_fail(IGC_E_INTERNAL, "the key could not be generated");
-    rc = wrap(pkey, out);
+    rc = wrap(pkey, kind->type, out);
     if (rc)
         EVP_PKEY_free(pkey);
     return rc;
@@ -251,7 +299,7 @@ int igc_key_read(int fd, const uint8_t *password, size_t password_len, igc_key *
                          : igc_fail(IGC_E_PARSE, "this is not a private key in PEM");
         goto out;
     }
-    rc = wrap(pkey, out);
+    rc = wrap(pkey, NULL, out);
     if (rc == IGC_OK)
         pkey = NULL;
 out:

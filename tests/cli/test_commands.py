@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import socket
 import stat
 import subprocess
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from igelcert.model import KEY_TYPES
-from tests.support.chain import ok, run
+from tests.support.chain import command, ok, run, served
 from tests.support.tree import openssl
 
 COMMANDS = {
@@ -19,9 +21,13 @@ COMMANDS = {
     "rmagent": ["", "register", "sync"],
     "lab-ca": ["", "serve"],
     "ca-proxy": [
-        "", "init", "serve", "migrate", "ca", "ca set-est", "ca show", "ca test", "ca clear", "device add",
+        "", "init", "serve", "migrate", "ca", "ca set-est", "ca set-scep", "ca show", "ca test", "ca clear", "device add",
         "device token", "device list", "device remove", "device import", "profile set", "profile list",
-        "profile remove", "profile assign", "profile unassign", "enrollments",
+        "profile remove", "profile assign", "profile unassign", "profile passthrough", "device scep-url", "enrollments",
+        "profile show", "profile preview",
+        "device move", "device renew", "directory list", "directory add", "directory move", "directory remove",
+        "user list", "user add", "user password", "user role", "user remove", "token list", "token add",
+        "token remove", "audit",
     ],
 }  # fmt: skip
 
@@ -186,8 +192,8 @@ def test_the_image_speaks_first(tmp_path: Path) -> None:
     """An unknown key of device.toml is an error with its line. (status shows what is there all the same.)"""
     (tmp_path / "etc/igelcert").mkdir(parents=True)
     (tmp_path / "etc/igelcert/device.toml").write_text('unit_id = "A1"\nservr = "https://x"\n')
-    for command in (["igel-certs", "apply"], ["igel-certs", "renew"], ["rmagent", "sync"]):
-        done = run(*command, "--root", tmp_path)
+    for words in (["igel-certs", "apply"], ["igel-certs", "renew"], ["rmagent", "sync"]):
+        done = run(*words, "--root", tmp_path)
         assert done.returncode == 78 and "device.toml:2: servr" in done.stderr, done.stderr
 
 
@@ -196,3 +202,53 @@ def test_an_unregistered_device(tmp_path: Path) -> None:
     assert done.returncode == 78 and "rmagent register" in done.stderr
     assert ok("igel-certs", "status", "--root", tmp_path) is not None
     assert os.listdir(tmp_path) == []
+
+
+def test_serve_says_what_is_wrong_with_an_address(data: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        there = f"127.0.0.1:{taken.getsockname()[1]}"
+        for listen, code, text in ((there, 1, f"cannot listen on {there}: Address already in use"),
+                                   ("nonsense", 78, "--listen: 'nonsense' is not HOST:PORT"),
+                                   ("203.0.113.9:0", 1, "cannot listen on 203.0.113.9:0")):  # fmt: skip
+            done = run(
+                "ca-proxy", "serve", "--data", data, "--listen", listen, "--admin-listen", "127.0.0.1:0"
+            )
+            assert done.returncode == code and done.stderr.startswith(f"ca-proxy: error: {text}"), done.stderr
+            assert len(done.stderr.splitlines()) <= 2
+
+
+def test_a_second_proxy_of_a_directory_leaves_the_first_ones_note(data: Path, tmp_path: Path) -> None:
+    args: list[str | Path] = [
+        "ca-proxy",
+        "serve",
+        "--data",
+        data,
+        "--listen",
+        "127.0.0.1:0",
+        "--admin-listen",
+        "127.0.0.1:0",
+    ]
+    with contextlib.ExitStack() as first:
+        first.enter_context(served(args, data / "run.json", tmp_path / "first.log"))
+        with served(args, data / "run.json", tmp_path / "second.log") as second:
+            first.close()
+            assert json.loads((data / "run.json").read_text()) == second
+    assert not (data / "run.json").exists()
+
+
+def test_output_that_nobody_reads(tmp_path: Path) -> None:
+    for words in (["igel-certs", "status", "--root", tmp_path], ["igel-certs", "status", "--help"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "wb") as sink:
+            done = subprocess.run([command(str(words[0])), *map(str, words[1:])], stdout=sink, stderr=subprocess.PIPE,
+                                  text=True, timeout=30)  # fmt: skip
+        assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize("limit", ["-1", "x", "1.5", "9" * 40])
+def test_a_limit_is_a_count(data: Path, limit: str) -> None:
+    done = run("ca-proxy", "enrollments", "--data", data, f"--limit={limit}")
+    assert done.returncode == 64 and "is not a whole number" in done.stderr

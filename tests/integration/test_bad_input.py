@@ -481,6 +481,34 @@ def test_two_devices_do_not_share_a_host_name(gate: Proxy, device: Device, tmp_p
     assert (listed["GOOD1"], listed["COPY"]) == ("tc-good", "")
 
 
+NAMES_OF_OTHERS = {
+    "*.example": 400, "*.com": 400, "*": 400, "tc-good.": 400, "TC-Good": 409, "\uff54c-good": 400,
+    "tc\u00ad-good": 400, "tc-good ": 400, "\u212a": 400, "copy-1": 409, "localhost": 400, "x.localhost": 400,
+    "127.0.0.1": 400, "10.1": 400,
+}  # fmt: skip
+
+
+def test_no_name_that_speaks_for_others(gate: Proxy, device: Device, tmp_path: Path) -> None:
+    """A wildcard, another spelling of a name that is taken, another device's unit ID, an address."""
+    gate.cli("device", "add", "--unit-id", "COPY-1")
+    asking = gate.device(tmp_path / "root", "NAMED", "tc-named")
+    for name, status in {**NAMES_OF_OTHERS, "tc-free": 204}.items():
+        body = json.dumps({"hostname": name, "ips": []}).encode()
+        code, _, answer = gate.ask("POST", "/rmagent/report", body, client=asking)
+        assert code == status, (name, answer)
+        listed = [each["hostname"] for each in json.loads(gate.cli("device", "list", "--json"))]
+        assert (name in listed) is (status == 204), name
+        if status == 400:
+            assert gate.refused("device", "add", "--unit-id", "ANY", "--hostname", name)[0] == 78
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1", "0.0.0.0", "::", "224.0.0.1"])  # noqa: S104
+def test_no_address_that_is_everybodys(gate: Proxy, device: Device, address: str) -> None:
+    body = json.dumps({"hostname": "tc-good", "ips": [address]}).encode()
+    code, _, answer = gate.ask("POST", "/rmagent/report", body, client=device)
+    assert code == 400 and b"no address of one device" in answer
+
+
 def test_one_device_cannot_speak_for_another(gate: Proxy, device: Device, tmp_path: Path) -> None:
     """Nor can it have what it reports decide over more than itself."""
     body = {"unit_id": "OTHER", "hostname": "tc-good", "ips": []}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import time
 from pathlib import Path
 from typing import Any
 
@@ -143,22 +144,27 @@ def test_another_ca_counts_from_the_next_request_on(tmp_path: Path) -> None:
 
 
 def test_the_ca_is_left_alone_until_a_device_asks(lab: LabCa, tmp_path: Path) -> None:
-    with (
-        socket.create_server(("127.0.0.1", 0)) as ear,
-        proxy(tmp_path / "data", "upstream_timeout = 1") as gate,
-    ):
+    data = tmp_path / "data"
+    with socket.create_server(("127.0.0.1", 0)) as ear:
         ear.setblocking(False)
-        gate.use_est(ear.getsockname()[1], lab.dir / "ra.p12", lab.dir / "ra.p12.password")
-        gate.profile("lan", cert("lan"), directory="/")
-        gate.cli("ca", "show")
-        device = gate.device(tmp_path / "root", "QUIET", "tc-quiet")
-        assert gate.ask("GET", "/rmagent/settings", client=device)[0] == 200
-        assert gate.ask("GET", "/.well-known/est/cacerts")[0] == 401
-        assert gate.admin("/readyz")[0] == gate.admin("/metrics")[0] == 200
-        with pytest.raises(BlockingIOError):
-            ear.accept()  # nobody ever knocked
-        device.sync(75)
-        ear.accept()[0].close()
+        with proxy(data, "upstream_timeout = 1") as gate:
+            gate.use_est(ear.getsockname()[1], lab.dir / "ra.p12", lab.dir / "ra.p12.password")
+            gate.profile("lan", cert("lan"), directory="/")
+            gate.cli("ca", "show")
+            device = gate.device(tmp_path / "root", "QUIET", "tc-quiet")
+            assert gate.ask("GET", "/rmagent/settings", client=device)[0] == 200
+            assert gate.ask("GET", "/.well-known/est/cacerts")[0] == 401
+            assert gate.admin("/readyz")[0] == gate.admin("/metrics")[0] == 200
+            with pytest.raises(BlockingIOError):
+                ear.accept()  # nobody ever knocked
+        # nor when a proxy starts that has its CA already
+        with proxy(data, port=gate.port) as again:
+            assert again.admin("/readyz")[0] == again.admin("/metrics")[0] == 200
+            time.sleep(0.5)
+            with pytest.raises(BlockingIOError):
+                ear.accept()
+            device.sync(75)
+            ear.accept()[0].close()
 
 
 def test_the_same_request_again_is_the_same_certificate(gate: Proxy, lab: LabCa, root: Path) -> None:

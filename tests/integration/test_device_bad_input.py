@@ -553,6 +553,26 @@ def test_a_full_disk(host: Host, ca: HostileCa, tmp_path: Path, free: int) -> No
     assert leaf(host).serial_number != serial and host.litter() == []
 
 
+@pytest.mark.parametrize("free", [0, 4, 8, 16])
+def test_a_full_disk_at_the_first_enrollment(ca: HostileCa, tmp_path: Path, free: int) -> None:
+    """Nobody is asked before the request is on the disk, and one that was asked is asked again."""
+    ca.reset()
+    fresh = device(tmp_path / "root", "tc-17", "SEVENTEEN")
+    fresh.trust(ca.trust_pem)
+    fresh.wants(straight("lan", ca.port))
+    out = tmp_path / "after"
+    done = namespace(FULL, str(fresh.root / "wfs"), str(out), str(free), *fresh.command())
+    assert done.returncode == EX_FAILED and "Traceback" not in done.stderr, done.stderr
+    assert "the disk is full" in done.stderr.splitlines()[0], done.stderr
+    shutil.rmtree(fresh.root / "wfs")
+    shutil.move(out, fresh.root / "wfs")
+    kept = (fresh.certs / ".store/lan/pending").exists()
+    assert len(ca.bodies) == kept and not fresh.home().exists()
+    fresh.do()
+    assert len(set(ca.bodies)) == 1 and fresh.litter() == []
+    check_certificate(fresh.root, "lan", "ec_prime256v1", PASSWORD, authorities=1)
+
+
 READ_ONLY = """
 place=$1; shift
 mount --bind "$place" "$place" && mount -o remount,bind,ro "$place"
@@ -618,16 +638,19 @@ def test_no_permission(stranger: Host, ca: HostileCa, command: str) -> None:
 
 
 def test_no_permission_to_write(stranger: Host, ca: HostileCa) -> None:
-    """One's own tree in a directory that became read-only."""
+    """One's own tree with a directory in it that became somebody else's."""
     for path in [stranger.root, *stranger.root.rglob("*")]:
         os.chown(path, 65534, 65534, follow_symlinks=False)
     home = stranger.certs / ".store/lan"
-    home.chmod(0o500)
+    os.chown(home, 0, 0)
+    home.chmod(0o555)
     before = snapshot(home)
     done = as_nobody(*stranger.command("renew", "--force"))
     assert done.returncode == EX_FAILED and "no permission" in done.stderr.splitlines()[0], done.stderr
     assert "Traceback" not in done.stderr and snapshot(home) == before
-    home.chmod(0o700)
+    # a wrong mode of one's own is put right
+    os.chown(home, 65534, 65534)
+    home.chmod(0o500)
     done = as_nobody(*stranger.command("renew", "--force"))
     assert done.returncode == EX_OK, done.stderr
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
+import pwd
 import shutil
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +19,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, load_pem_private_key
 
 from igelcert.model import KEY_TYPES
-from tests.support.servers import PASSWORD, Host, LabCa, device, lab_ca, straight
+from tests.support.servers import PASSWORD, Host, LabCa, device, lab_ca, run, straight
 from tests.support.tree import check_certificate, openssl
 
 TYPES = tuple(kind for kind in KEY_TYPES if kind != "rsa_8192")  # its key alone takes up to a minute
@@ -140,6 +143,53 @@ def test_requests_that_were_answered_leave_no_key_behind(every: Host) -> None:
     assert len(list(every.certs.glob(".store/*/gen-*/pkey.pem"))) == len(TYPES)
 
 
+@pytest.fixture
+def reachable() -> Iterator[Path]:
+    """A directory that other users get to; pytest's own they do not."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@pytest.mark.parametrize("words", ["owner", "group", "owner group"])
+def test_a_service_that_may_read_the_keys(enrolled: Host, reachable: Path, words: str) -> None:
+    """Given and taken back, without a new certificate; it can read, and change nothing."""
+    host = enrolled.copy(reachable / "root")
+    serial = leaf(host).serial_number
+    toml = host.root / "etc/igelcert/device.toml"
+    plain = toml.read_text()
+    root = os.geteuid() == 0
+    user = pwd.getpwnam("nobody") if root else pwd.getpwuid(os.geteuid())
+    group = grp.getgrnam("daemon") if root else grp.getgrgid(os.getegid())
+    names = {"owner": user.pw_name, "group": group.gr_name}
+    toml.write_text(plain + "".join(f'{word} = "{names[word]}"\n' for word in words.split()))
+    for forced in (False, True):
+        host.do(*(("renew", "--force") if forced else ("apply",)))
+        assert (leaf(host).serial_number == serial) is not forced
+        home = host.home().resolve()
+        for path in (host.certs, host.certs / ".store", home.parent, home, home / "cacerts"):
+            assert path.stat().st_uid == os.geteuid() and not path.stat().st_mode & 0o022, path
+        key = (home / "pkey.pem").stat()
+        assert stat.S_IMODE(key.st_mode) == stat.S_IMODE((home / "cert.pfx").stat().st_mode) == 0o640
+        assert (key.st_uid == user.pw_uid) is ("owner" in words or not root)
+        assert (key.st_gid == group.gr_gid) is ("group" in words or not root)
+    if root:
+        ids = {
+            "owner": ("--reuid", "nobody", "--regid", "nogroup"),
+            "group": ("--reuid", "games", "--regid", "daemon"),
+        }
+        for word in words.split():
+            service = ["setpriv", *ids[word], "--clear-groups"]
+            assert run(*service, "cat", host.home() / "pkey.pem").returncode == 0
+            assert run(*service, "touch", home / "new").returncode != 0
+        stranger = ["setpriv", "--reuid", "games", "--regid", "games", "--clear-groups"]
+        assert run(*stranger, "cat", host.home() / "pkey.pem").returncode != 0
+    toml.write_text(plain)
+    host.do()
+    check_certificate(host.root, "lan", "ec_prime256v1", PASSWORD)
+    assert (host.home() / "pkey.pem").stat().st_uid == os.geteuid()
+
+
 # ---- renewal --------------------------------------------------------------------------------------
 
 
@@ -172,7 +222,9 @@ def test_readers_never_see_a_mixture(enrolled: Host, tmp_path: Path) -> None:
     pairs: set[tuple[bytes, bytes]] = set()
 
     def read() -> None:
-        while not done.is_set():
+        while (
+            not done.is_set()
+        ):  # a name that is not there for a moment ends this thread, and pairs are missing
             at = os.open(host.home(), os.O_RDONLY)
             try:
                 pairs.add(
@@ -210,7 +262,25 @@ def test_the_certificate_renews_itself_without_the_password(
 
 
 @pytest.mark.parametrize(
-    "damage", ["cert.pem", "pkey.pem", "cert.pfx", "cacerts.pem", "swapped key", "cut key", "cut certificate"]
+    "damage",
+    [
+        "cert.pem",
+        "pkey.pem",
+        "cert.pfx",
+        "cacerts.pem",
+        "swapped key",
+        "cut pkey.pem",
+        "cut cert.pem",
+        "cut cert.pfx",
+        "cut cacerts.pem",
+        "half of cacerts.pem",
+        "cacerts",
+        "cut cacerts/Lab Root CA.pem",
+        "zeroed cert.pfx",
+        "zeroed pkey.pem",
+        "empty pkey.pem",
+        "noise in cacerts.pem",
+    ],
 )
 def test_a_damaged_tree_heals(enrolled: Host, tmp_path: Path, damage: str) -> None:
     host = enrolled.copy(tmp_path / "root")
@@ -219,12 +289,19 @@ def test_a_damaged_tree_heals(enrolled: Host, tmp_path: Path, damage: str) -> No
         options = ("-aes256", "-pass", f"pass:{PASSWORD}")
         openssl("genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", *options,
                 "-out", host.home() / "pkey.pem")  # fmt: skip
-    elif damage.startswith("cut"):
-        file = host.home() / ("pkey.pem" if damage == "cut key" else "cert.pem")
-        os.truncate(file, 100)
+    elif " " in damage:
+        kind, _, name = damage.partition(" ")
+        file = host.home() / name.removeprefix("of ").removeprefix("in ")
+        whole = file.read_bytes()
+        first = whole.find(b"-----END") + len("-----END CERTIFICATE-----\n")
+        left = {"cut": whole[:100], "half": whole[:first], "empty": b"", "zeroed": bytes(len(whole)),
+                "noise": whole.replace(b"\nM", b"\n!", 1)}  # fmt: skip
+        file.write_bytes(left[kind])
+    elif damage == "cacerts":
+        shutil.rmtree(host.home() / damage)
     else:
         (host.home() / damage).unlink()
-    host.do()
+    assert "password changed" not in host.do("apply", "--verbose")
     check_certificate(host.root, "lan", "ec_prime256v1", PASSWORD)
     assert leaf(host).serial_number != serial
 
@@ -300,6 +377,47 @@ def test_what_is_due_is_renewed_by_itself(tmp_path: Path, ca: LabCa) -> None:
 
 
 # ---- what leaves the settings ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["castore.json", "gen-0001", "pending", "-x", "%2F", "é" * 64])
+def test_a_friendly_name_is_never_a_file_of_ours(ca: LabCa, host: Host, name: str) -> None:
+    host.wants(straight("lan", ca.port, **LOGIN))
+    host.do()
+    host.wants(
+        straight(name, ca.port, **LOGIN), straight("lan", ca.port, **LOGIN), straight("vpn", ca.port, **LOGIN)
+    )
+    host.do()
+    for each in (name, "lan", "vpn"):
+        check_certificate(host.root, each, "ec_prime256v1", PASSWORD)
+    host.wants(straight("lan", ca.port, **LOGIN))
+    host.do()
+    assert [row["friendly_name"] for row in host.status()] == ["lan"]
+    host.wants()
+    host.do()
+    assert os.listdir(host.store) == []
+
+
+def test_a_place_that_cannot_be_used_does_not_stop_the_others(ca: LabCa, host: Host) -> None:
+    host.wants(straight("lan", ca.port, **LOGIN))
+    host.do()
+    (host.certs / ".store/bad").write_text("in the way")
+    host.wants(straight("bad", ca.port, **LOGIN), straight("vpn", ca.port, **LOGIN))
+    assert "bad: " in host.do(code=1)
+    check_certificate(host.root, "vpn", "ec_prime256v1", PASSWORD)
+
+
+@pytest.mark.parametrize("words", [["apply"], ["renew"], ["renew", "--force"]])
+def test_without_settings_nothing_is_removed(enrolled: Host, tmp_path: Path, words: list[str]) -> None:
+    """No settings are not empty settings: a file that was lost must not cost every certificate."""
+    host = enrolled.copy(tmp_path / "root")
+    live = host.live()
+    done = run("igel-certs", *words, "--root", host.root)
+    assert (
+        done.returncode == 78
+        and "settings.json: is not there" in done.stderr
+        and "rmagent sync" in done.stderr
+    )
+    assert host.live() == live
 
 
 def test_a_certificate_that_left_the_settings_goes(ca: LabCa, host: Host) -> None:

@@ -83,7 +83,8 @@ def test_the_challenge_comes_with_the_settings(gate: Proxy, ca: LabCa, tmp_path:
     # forced anew: the old challenge is told to be used up, the next settings have one, and then it works
     refused = ok_or(75, "igel-certs", "renew", "--force", "--root", device.root)
     assert "challenge" in refused and len(ca.issued()) == before + 1
-    device.sync()
+    # the renewal that was begun is still to be ended, and the proxy has said when
+    assert "waiting" in device.sync(code=75)
     ok("igel-certs", "renew", "--force", "--root", device.root)
     assert len(ca.issued()) == before + 2
 
@@ -115,6 +116,27 @@ def test_never_more_than_ndes_keeps(gate: Proxy, ca: LabCa, tmp_path: Path) -> N
         device.sync()
     for device in devices:
         assert (device.certs / "lan/cert.pem").exists()
+
+
+def test_who_waits_without_a_challenge_does_not_wait_long(gate: Proxy, ca: LabCa, tmp_path: Path) -> None:
+    """No change tells when NDES has a challenge again: the device looks again in a minute. A new account is a change."""
+    configure(gate, ca, tmp_path, "wrong")
+    device = gate.device(tmp_path / "root", "PATIENT", "tc-patient")
+    changes = (
+        (lambda: configure(gate, ca, tmp_path, SECRET), "wait=60"),
+        (lambda: gate.profile("ndes", cert("vpn")), "wait=300"),
+    )
+    for act, applied in changes:
+        headers = {"If-None-Match": gate.ask("GET", SETTINGS, client=device)[1]["etag"], "Prefer": "wait=300"}
+        with ThreadPoolExecutor(1) as pool:
+            waiting = pool.submit(gate.ask, "GET", SETTINGS, client=device, headers=headers)
+            while "igelcert_waiting_devices 1.0" not in gate.admin("/metrics")[1]:
+                assert not waiting.done()
+            act()
+            status, answer, body = waiting.result(10)
+        assert (status, answer["preference-applied"]) == (200, applied)
+        assert json.loads(body)["certs"][0]["enrollment"]["crypt_challenge_password"]
+    device.sync()  # uses what NDES has out for it
 
 
 def test_a_wrong_account_is_said(gate: Proxy, ca: LabCa, tmp_path: Path) -> None:

@@ -13,11 +13,14 @@ from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import pkcs7
+from cryptography.hazmat.primitives.serialization import Encoding, pkcs7
 
-from tests.support.chain import Device, LabCa, Proxy, lab_ca, proxy
+from igelcert import crypto
+from igelcert.codec import pkcs10, pkimessage
+from igelcert.model import CsrSpec, Subject
+from tests.support.chain import Device, LabCa, Proxy, lab_ca, proxy, run
 from tests.support.meddler import Meddler, meddler
-from tests.support.tree import new_csr
+from tests.support.tree import new_csr, openssl
 
 CERT = {
     "friendly_name": "lan",
@@ -145,6 +148,37 @@ def test_an_answer_signed_by_a_stranger_is_refused(
     assert b"none of the certificates that may sign" in body
 
 
+def test_a_device_cannot_pose_as_the_ra(
+    gate: Proxy, device: Device, middle: Meddler, ca: LabCa, tmp_path: Path
+) -> None:
+    """On plain HTTP, with its own certificate of that CA: it would read the challenge passwords of others."""
+    request = new_csr(tmp_path / "ra.der", "/O=Example/CN=tc-answers", "", "-newkey", "rsa:2048")
+    mine = {**CERT, "friendly_name": "ra", "key": {"type": "rsa_2048"}}
+    gate.profile("answers", CERT, mine, directory="/")
+    status, _, body = gate.ask("POST", ENROLL.replace("lan", "ra"), request, client=device)
+    assert status == 200, body
+    own = issued(body)
+
+    def twist(cas: bytes) -> bytes:
+        found = [*pkcs7.load_der_pkcs7_certificates(cas), own]
+        return pkcs7.serialize_certificates(found, Encoding.DER)
+
+    seen = len(middle.answers)
+    middle.twist_cas = twist
+    try:
+        # the configuration is set again, so that what is known of the server is forgotten
+        gate.use_scep(middle.url, "--fingerprint", ca.root_fingerprint(), "--poll", "1")
+        status, _, body = gate.ask("POST", ENROLL, csr(tmp_path), client=device)
+        assert status == 502 and b"a device's certificate" in body, body
+        done = run("ca-proxy", "ca", "test", env={"CA_PROXY_DATA": str(gate.data)})
+        assert done.returncode == 1 and "somebody may stand between" in done.stdout
+    finally:
+        middle.twist_cas = lambda body: body
+    assert len(middle.answers) == seen, "nothing was encrypted for it"
+    gate.use_scep(middle.url, "--fingerprint", ca.root_fingerprint(), "--poll", "1")
+    assert gate.ask("POST", ENROLL, csr(tmp_path), client=device)[0] == 200
+
+
 def test_a_lost_answer_costs_no_second_certificate(
     gate: Proxy, device: Device, middle: Meddler, ca: LabCa, tmp_path: Path
 ) -> None:
@@ -190,3 +224,47 @@ def test_killed_between_pending_and_issue(tmp_path: Path) -> None:
         assert answer[0] == 200, answer
         assert len(ca.issued()) == 1
         assert issued(answer[2]) == x509.load_pem_x509_certificate(ca.issued()[0].read_bytes())
+
+
+def test_an_old_certificate_again_is_refused(tmp_path: Path) -> None:
+    """NDES gives the certificate that it has for a key; what was given out once is no answer to another request."""
+    first = csr(tmp_path)
+    again = tmp_path / "again.der"
+    openssl("req", "-new", "-key", tmp_path / "request.key", "-subj", "/O=Example/CN=tc-answers",
+            "-outform", "DER", "-out", again)  # fmt: skip
+    with (
+        lab_ca(tmp_path / "ca", "--scep", "127.0.0.1:0", "--scep-mode", "ndes") as ca,
+        proxy(tmp_path / "proxy") as gate,
+    ):
+        gate.use_scep(ca.scep, "--fingerprint", ca.root_fingerprint())
+        gate.profile("answers", CERT, directory="/")
+        device = gate.device(tmp_path / "root", "OLDCERT", "tc-o")
+        assert gate.ask("POST", ENROLL, first, client=device)[0] == 200
+        assert again.read_bytes() != first
+        status, _, body = gate.ask("POST", ENROLL, again.read_bytes(), client=device)
+        assert status == 502 and b"an old certificate again" in body
+        assert len(ca.issued()) == 1
+
+
+def test_a_transaction_belongs_to_the_device_that_began_it(gate: Proxy, ca: LabCa, tmp_path: Path) -> None:
+    """In pass-through: nobody polls for another device's certificate, or counts as its owner."""
+    gate.use_scep(ca.scep, "--fingerprint", ca.root_fingerprint())
+    gate.profile("passing", {**CERT, "friendly_name": "pass", "key": {"type": "rsa_2048"}}, directory="/Pass")
+    gate.cli("profile", "passthrough", "passing", "on")
+    key = crypto.Key.generate("rsa_2048")
+    subject = Subject(cn="tc-pass")
+    name = pkcs10.encode_name(subject)
+    mine = pkimessage.Identity(key, pkimessage.self_signed(key, name, 7, 1_700_000_000, 2_500_000_000))
+    issuing = x509.load_pem_x509_certificate((ca.dir / "issuing.pem").read_bytes()).public_bytes(Encoding.DER)
+    message = pkimessage.write(
+        pkimessage.PKCS_REQ, pkcs10.build(CsrSpec("rsa_2048", subject), key), mine, transaction_id="ONE",
+        sender_nonce=bytes(16), recipient=pkimessage.Recipient(issuing),
+    )  # fmt: skip
+    where = "/scep/pass?operation=PKIOperation"
+    owner, other = (
+        gate.device(tmp_path / unit, unit, f"tc-{unit}", directory="/Pass") for unit in ("PASS1", "PASS2")
+    )
+    assert gate.ask("POST", where, message, client=owner)[0] == 200
+    status, _, body = gate.ask("POST", where, message, client=other)
+    assert status == 403 and b"another device uses this transactionID" in body
+    assert gate.ask("POST", where, message, client=owner)[0] == 200

@@ -14,14 +14,38 @@ __all__ = ["bouncy_castle", "cache", "missing", "peer"]
 
 SOURCES = Path(__file__).parents[1] / "peers"
 BC_VERSION = "1.87"
+AXE_VERSION = "4.14.1"
 GO_PROGRAMS = {"scepclient": "scep-v2.3.0", "scepserver": "scep-v2.3.0", "step-ca": "step-ca-v0.30.2"}
+KEYGEN = {
+    "keygen-go": ("keygen-go/go.mod", "keygen-go/main.go"),
+    "keygen-awslc": ("keygen-awslc/Cargo.toml", "keygen-awslc/Cargo.lock", "keygen-awslc/src/main.rs"),
+    "keygen-ec": ("keygen_ec.c",),
+}
 SYSTEM = {
+    "chromium": "chromium",
+    "certutil": "certutil",
+    "charon-systemd": "charon-systemd",
     "curl": "curl",
+    "dbus-daemon": "dbus-daemon",
+    "dunst": "dunst",
+    "dunstctl": "dunstctl",
+    "eapol_test": "eapol_test",
+    "freeradius": "freeradius",
+    "gdbus": "gdbus",
+    "hostapd": "hostapd",
+    "ip": "ip",
     "java": "java",
     "keytool": "keytool",
+    "NetworkManager": "NetworkManager",
     "nginx": "nginx",
+    "notify-send": "notify-send",
     "openssl": "openssl",
+    "openvpn": "openvpn",
+    "pk12util": "pk12util",
     "strongswan": "pki",
+    "swanctl": "swanctl",
+    "wpa_supplicant": "wpa_supplicant",
+    "Xvfb": "Xvfb",
 }
 
 
@@ -31,9 +55,9 @@ def cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "igelcert-peers"
 
 
-def missing(name: str) -> NoReturn:
+def missing(name: str, help: str = "run scripts/peers") -> NoReturn:
     """Without the peer its tests are skipped; with CI=true they fail."""
-    reason = f"the peer {name} is missing: run scripts/peers"
+    reason = f"the peer {name} is missing: {help}"
     if os.environ.get("CI") == "true":
         pytest.fail(reason, pytrace=False)
     pytest.skip(reason)
@@ -47,6 +71,12 @@ def peer(name: str) -> Path:
     elif name == "est-ca":
         files = ("est-ca/Cargo.toml", "est-ca/Cargo.lock", "est-ca/src/main.rs")
         program = cache() / f"est-ca-{_digest(*files)}" / "est-ca-peer"
+        found = program if os.access(program, os.X_OK) else None
+    elif name == "axe-core":
+        script = cache() / f"axe-core-{AXE_VERSION}" / "axe.min.js"
+        found = script if script.is_file() else None
+    elif name in KEYGEN:
+        program = cache() / f"{name}-{_digest(*KEYGEN[name])}" / name
         found = program if os.access(program, os.X_OK) else None
     elif name in GO_PROGRAMS:
         program = cache() / GO_PROGRAMS[name] / name

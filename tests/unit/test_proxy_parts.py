@@ -35,6 +35,7 @@ def context(data: Path) -> Context:
         ("unknown = 1", "unknown: is not a known key"),
         ("threads = 0", "threads: is not a number from 1 to 512"),
         ("threads = true", "threads"),
+        ("waiting = -1", "waiting: is not a number from 0 to 100000"),
         ('trusted_frontends = ["here"]', "neither an address nor a network"),
         ('trusted_frontends = "127.0.0.1"', "is not a list"),
         ("= 3", "not TOML"),

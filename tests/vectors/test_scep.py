@@ -413,6 +413,10 @@ def test_envelopes(stem: str) -> None:
     except CryptoError:
         assert stem == "env-oaep-sha256", "the one that OpenSSL refuses, too"
         return
+    if stem == "env-oaep-sha256":
+        # what does not unwrap is taken for a random key (RFC 3218 2.3.2), whose padding fits once in 256 times
+        assert content != b"This is a test"
+        return
     assert content == b"This is a test"
     if stem == "env-des-rsa1024":
         assert cipher == "des-ede3-cbc"

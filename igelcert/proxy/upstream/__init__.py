@@ -5,14 +5,20 @@ Nothing here opens a connection by itself: only a device's request or `ca test` 
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
+import sqlalchemy as sa
+
+from ... import crypto
 from ...codec.pkcs10 import CertificationRequest
-from ...errors import TransportError
+from ...errors import Error, StorageError, TransportError
 from ...model import Outcome
+from .. import cahealth, figures
+from ..schema import enrollments
 from .config import CaConfig, EstSettings, current_version, load
 from .est import EstUpstream
 from .scep import ScepUpstream
@@ -52,6 +58,7 @@ class Upstreams:
         self._current: Upstream | None = None
         self._keys = TransportKeys(context)
         self._slots = threading.BoundedSemaphore(context.config.upstream_parallel)
+        figures.CA_CAP.set(context.config.upstream_parallel)
 
     def current(self) -> Upstream:
         """As the database has it now; TransportError (link "config") when no CA is configured."""
@@ -66,19 +73,44 @@ class Upstreams:
                     raise TransportError(
                         "no CA is configured", link="config", hint="ca-proxy ca set-est, set-scep"
                     )
-                timeout = self._context.config.upstream_timeout
-                if isinstance(config.settings, EstSettings):
-                    self._current = EstUpstream(config, timeout)
-                else:
-                    self._current = ScepUpstream(config, timeout, self._keys)
+                self._current = self.made(config)
             return self._current
+
+    def made(self, config: CaConfig) -> Upstream:
+        """An upstream of its own, as for a configuration that is tried before it is kept. SettingsError."""
+        timeout = self._context.config.upstream_timeout
+        if isinstance(config.settings, EstSettings):
+            return EstUpstream(config, timeout)
+        return ScepUpstream(config, timeout, self._keys, self._given_out)
+
+    def _given_out(self, cert: crypto.Certificate) -> bool:
+        query = sa.select(enrollments.c.id).where(enrollments.c.certificate_sha256 == cert.sha256.hex())
+        with self._context.db.read() as connection:
+            return connection.execute(query.limit(1)).scalar() is not None
 
     @contextmanager
     def slot(self) -> Iterator[None]:
         """One of the places at the CA: a herd of devices waits here, not there."""
-        if not self._slots.acquire(timeout=self._context.config.upstream_wait):
+        with figures.CA_WAITING.track_inprogress():
+            free = self._slots.acquire(timeout=self._context.config.upstream_wait)
+        if not free:
             raise TransportError("too many requests wait for the CA", link="busy")
         try:
-            yield
+            with figures.CA_BUSY.track_inprogress():
+                yield
+        except TransportError as err:
+            self._note(False, str(err))
+            raise
+        except Error:
+            self._note(True)  # it answered, whatever the answer was worth
+            raise
+        else:
+            self._note(True)
         finally:
             self._slots.release()
+
+    def _note(self, up: bool, text: str = "") -> None:
+        current = self._current
+        if current is not None:
+            with contextlib.suppress(StorageError):  # the request itself must not fail for this
+                cahealth.note(self._context, current.config.version, up, text)

@@ -25,6 +25,7 @@ from urllib3.exceptions import (
 from ... import crypto
 from ...codec.http import Request, Response, plain_line
 from ...errors import Error, RemoteProtocolError, SettingsError, TransportError
+from ..figures import ca_exchange
 from .steps import Step
 
 __all__ = ["Channel", "client_context", "date"]
@@ -72,7 +73,7 @@ class Channel:
 
     def send(self, request: Request) -> Response:
         """The answer; redirects are not followed. TransportError, RemoteProtocolError."""
-        with _Watch(self._timeout) as watch:
+        with ca_exchange(), _Watch(self._timeout) as watch:
             try:
                 answer = self._pool.urlopen(
                     request.method,
@@ -212,7 +213,7 @@ class Channel:
         shown = self._shown_certificate()
         text = f"the server's certificate is not trusted: {why}" + (f"; it shows {shown}" if shown else "")
         if "hostname" in why.lower() or "address" in why.lower():
-            return text, "give --host as the certificate names the server"
+            return text, "call the host as the certificate names it"
         if "expired" in why:
             return (
                 text,

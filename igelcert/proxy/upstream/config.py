@@ -14,8 +14,10 @@ import sqlalchemy as sa
 from ... import crypto
 from ...codec.est import OPERATIONS
 from ...codec.pem import decode_pem
-from ...errors import Error, SettingsError
+from ...errors import ConflictError, Error, SettingsError
 from ...model import check_dns_name, check_ip, check_text, is_ca_label
+from .. import changes
+from ..audit import actor
 from ..database import Database, now
 from ..schema import ca_config
 
@@ -29,6 +31,7 @@ __all__ = [
     "Settings",
     "clear",
     "current_version",
+    "has_challenges",
     "load",
     "show",
     "split_url",
@@ -70,7 +73,7 @@ def _host(value: str, option: str = "--host") -> str:
         raise SettingsError(
             option,
             f"{value[:80]!r} is a URL",
-            hint="give the host name alone; --port and --label are apart",
+            hint="give the host name alone; port and label are apart",
         )
     try:
         return check_ip(option, bare)
@@ -204,8 +207,19 @@ class CaConfig:
         return self.settings
 
 
-def store(context: Context, settings: Settings, keystore: bytes = b"", password: str = "") -> int:
-    """Puts the configuration in place of whatever was there; returns its version."""
+def store(
+    context: Context,
+    settings: Settings,
+    keystore: bytes = b"",
+    password: str = "",
+    *,
+    expected: int | None = None,
+) -> int:
+    """Puts the configuration in place of whatever was there; returns its version.
+
+    expected: the version that its editor saw (0: none); ConflictError when it is another one by now, unless
+    that is the same configuration: somebody pressed the button twice.
+    """
     secret = json.dumps({"keystore": base64.b64encode(keystore).decode(), "password": password})
     values = asdict(settings)
     name = values.pop("name")
@@ -216,7 +230,12 @@ def store(context: Context, settings: Settings, keystore: bytes = b"", password:
         else f"{name}: {settings.url} profile {settings.profile or '-'}"
     )
     with context.db.begin() as connection:
+        if expected is not None and (row := _moved(connection, expected)) is not None:
+            if row and _same(context, row, kind, name, values, secret):
+                return int(row.version)
+            raise _conflict()
         version = _next_version(connection)
+        challenged = _has_challenges(connection)
         connection.execute(ca_config.delete())
         connection.execute(
             ca_config.insert().values(
@@ -229,17 +248,45 @@ def store(context: Context, settings: Settings, keystore: bytes = b"", password:
                 updated=now(),
             )
         )
-        Database.record(connection, "ca-proxy", f"ca set-{kind}", detail)
+        Database.record(connection, actor(), f"ca set-{kind}", detail)
+        if challenged or _has_challenges(connection):
+            changes.note(connection, [("directory", "/")])
     return version
 
 
-def clear(context: Context) -> bool:
-    """Removes the configuration; False when there was none."""
+def _moved(connection: sa.Connection, expected: int) -> Any | None:
+    """None when the configuration is that version; else its row, or an empty tuple when there is none."""
+    row = connection.execute(sa.select(ca_config)).one_or_none()
+    found = row.version if row is not None else 0
+    return None if found == expected else (row if row is not None else ())
+
+
+def _same(context: Context, row: Any, kind: str, name: str, values: dict[str, Any], secret: str) -> bool:
+    if (row.kind, row.name, json.loads(row.settings)) != (kind, name, values):
+        return False
+    return context.sealer.unseal(row.sealed, _PLACE) == secret.encode()
+
+
+def _conflict() -> ConflictError:
+    return ConflictError(
+        "version",
+        "somebody else changed the CA configuration meanwhile",
+        hint="compare it with what is there now, and save again to put yours in its place",
+    )
+
+
+def clear(context: Context, *, expected: int | None = None) -> bool:
+    """Removes the configuration; False when there was none. expected: as of `store`."""
     with context.db.begin() as connection:
+        if expected is not None and _moved(connection, expected):
+            raise _conflict()
+        challenged = _has_challenges(connection)
         gone = connection.execute(ca_config.delete()).rowcount > 0
         if gone:
             _next_version(connection)
-            Database.record(connection, "ca-proxy", "ca clear", "")
+            Database.record(connection, actor(), "ca clear", "")
+        if challenged:
+            changes.note(connection, [("directory", "/")])
     return gone
 
 
@@ -266,6 +313,17 @@ def load(context: Context) -> CaConfig | None:
     return CaConfig(
         row.version, row.updated, settings, base64.b64decode(secret["keystore"]), secret["password"]
     )
+
+
+def has_challenges(context: Context) -> bool:
+    """Does the CA want one-time challenges of NDES in the settings?"""
+    with context.db.read() as connection:
+        return _has_challenges(connection)
+
+
+def _has_challenges(connection: sa.Connection) -> bool:
+    found = connection.execute(sa.select(ca_config.c.settings)).scalar()
+    return found is not None and bool(json.loads(found).get("ndes_url"))
 
 
 def _next_version(connection: sa.Connection) -> int:

@@ -13,7 +13,7 @@ import json
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 
 from ... import crypto
@@ -61,9 +61,17 @@ class _State:
 class ScepUpstream:
     """One SCEP server. Its capabilities and certificates are fetched when they are needed, and kept an hour."""
 
-    def __init__(self, config: CaConfig, timeout: float, keys: TransportKeys) -> None:
+    def __init__(
+        self,
+        config: CaConfig,
+        timeout: float,
+        keys: TransportKeys,
+        given_out: Callable[[crypto.Certificate], bool],
+    ) -> None:
+        """given_out: did a device get that certificate from us?"""
         self.config = config
         self._keys = keys
+        self._given_out = given_out
         tls, host, port, self._path = config.scep.where
         context = client_context(config.scep.certificate) if tls else None
         self._channel = Channel(host, port, timeout, context, TRUST_HINT)
@@ -89,8 +97,7 @@ class ScepUpstream:
             return found
         caps = scep.caps_reply(self._channel.send(scep.caps_request(self._path, self.config.scep.profile)))
         algorithms = caps.algorithms(legacy=self.config.scep.legacy)
-        reply = self._channel.send(scep.cacert_request(self._path, self.config.scep.profile))
-        authorities = scep.authorities(scep.cacert_reply(reply), self.config.scep.fingerprint)
+        authorities = scep.authorities(self._certificates(), self.config.scep.fingerprint)
         found = _Server(
             caps,
             algorithms,
@@ -102,6 +109,18 @@ class ScepUpstream:
         with self._lock:
             self._known = found
         return found
+
+    def _certificates(self) -> list[crypto.Certificate]:
+        """The answer to GetCACert. An RA is known by nothing but its issuer, so a device that stands between could
+        show its own certificate as the RA's, and open requests with their challenge passwords: CheckError."""
+        reply = self._channel.send(scep.cacert_request(self._path, self.config.scep.profile))
+        certs = scep.cacert_reply(reply)
+        if stranger := next((cert for cert in certs if not cert.is_ca and self._given_out(cert)), None):
+            raise CheckError(
+                f"the server shows a device's certificate ({stranger.subject_text or stranger.serial_hex}) as its own",
+                hint="somebody may stand between: look who answers at that address; https is safer",
+            )
+        return certs
 
     def _forget(self) -> None:
         """What is known of the server may be out of date: its RA certificates change, too."""
@@ -262,8 +281,7 @@ class ScepUpstream:
             f"{' '.join(caps.words)}; requests go by {way} with {algorithms.cipher} and {algorithms.digest}",
         )
         try:
-            reply = self._channel.send(scep.cacert_request(self._path, settings.profile))
-            certs = scep.cacert_reply(reply)
+            certs = self._certificates()
         except Error as err:
             yield Step("CA certificates", False, str(err), err.hint)
             return

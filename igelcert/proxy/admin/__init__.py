@@ -1,0 +1,1 @@
+"""Administration: accounts and sessions, the REST interface, the pages. What they do, the modules above do."""

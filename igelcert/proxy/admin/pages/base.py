@@ -1,0 +1,226 @@
+"""What all pages share: who may see them, forged forms, messages, times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from flask import Blueprint, Response, g, make_response, redirect, render_template, request, url_for
+from werkzeug.exceptions import HTTPException
+
+from .... import __version__
+from ....errors import ConflictError, Error, SettingsError
+from ...context import Context
+from ...database import now
+from .. import guard, sessions
+from ..guard import Caller
+
+__all__ = [
+    "Answer",
+    "Page",
+    "caller",
+    "done",
+    "dress",
+    "form",
+    "number",
+    "offset_links",
+    "partial",
+    "show",
+    "to_login",
+]
+
+PAGE_SIZE = 50
+DAY = 86_400
+Answer = Response | str
+Page = Callable[..., Answer]
+
+# what a page says after something was done; the address carries the word alone
+DONE = {
+    "saved": "Saved. It counts from the next request on.",
+    "stored": "Saved. Its devices are told at once.",
+    "removed": "Removed.",
+    "moved": "Moved.",
+    "assigned": "Assigned. The devices are told at once.",
+    "unassigned": "Taken back. The devices are told at once.",
+    "renewing": "The device is told to renew at once.",
+    "password": "The new password counts. Other sessions of this account have ended.",
+    "made": "Made.",
+    "changed": "Changed.",
+    "out": "You have logged out.",
+    "over": "Please log in. A session ends after half an hour without use.",
+}
+
+
+def caller() -> Caller:
+    found: Caller = g.caller
+    return found
+
+
+def dress(routes: Blueprint, context: Context) -> None:
+    """Filters, and what every template sees."""
+    routes.add_app_template_filter(_when, "when")
+    routes.add_app_template_filter(_day, "day")
+    routes.add_app_template_filter(_left, "left")
+    routes.add_app_template_filter(_expiry, "expiry")
+
+    @routes.app_context_processor
+    def common() -> dict[str, Any]:
+        who: Caller | None = g.get("caller")
+        return {
+            "who": who,
+            "may_change": who is not None and who.may_change,
+            "csrf": who.session.csrf if who is not None and who.session else "",
+            "said": DONE.get(request.args.get("said", ""), ""),
+            "version": __version__,
+            "now": now(),
+        }
+
+
+def form(context: Context, *, changes: bool = True) -> Callable[[Page], Page]:
+    """A page that changes something: an administrator's session, and a form that is its own."""
+    return _page(context, posts=True, changes=changes)
+
+
+def show(context: Context) -> Callable[[Page], Page]:
+    """A page that is only looked at."""
+    return _page(context, posts=False, changes=False)
+
+
+def _page(context: Context, *, posts: bool, changes: bool) -> Callable[[Page], Page]:
+    def wrap(view: Page) -> Page:
+        @wraps(view)
+        def answer(*args: Any, **kwargs: Any) -> Answer:
+            found = guard.browser(context)
+            if found is None or found.session is None:
+                return to_login()
+            g.caller = found
+            if found.session.account.must_change and request.endpoint not in {
+                "pages.password",
+                "pages.log_out",
+            }:
+                return make_response(redirect(url_for("pages.password")))
+            if posts and request.method == "POST":
+                given = request.form.get("csrf") or request.headers.get("X-CSRF-Token", "")
+                if sessions.forged(found.session, given):
+                    return _refused(
+                        403, "This form is not of this session. Load the page anew and try again."
+                    )
+            if changes and not found.may_change:
+                return _refused(403, "You are a viewer: you can look at everything and change nothing.")
+            with guard.stand_as(found):
+                try:
+                    return view(*args, **kwargs)
+                except (SettingsError, ConflictError) as err:
+                    return _refused(422, _sentence(err))
+
+        return answer
+
+    return wrap
+
+
+def _refused(status: int, text: str) -> Response:
+    return make_response(render_template("problem.html", title="That did not work", text=text), status)
+
+
+def _sentence(err: SettingsError | ConflictError) -> str:
+    hint = f" {err.hint[0].upper()}{err.hint[1:]}." if err.hint and "ca-proxy " not in err.hint else ""
+    return f"{err.reason[0].upper()}{err.reason[1:]}.{hint}"
+
+
+def to_login() -> Response:
+    """Where somebody without a session goes; htmx is told so that no login page ends up in a table."""
+    place = url_for("pages.log_in", said="over" if sessions.COOKIE in request.cookies else None)
+    if request.headers.get("HX-Request"):
+        response = make_response("", 401)
+        response.headers["HX-Redirect"] = place
+        return response
+    return make_response(redirect(place))
+
+
+def done(endpoint: str, said: str, **values: Any) -> Response:
+    """To a page, with a word of what was done."""
+    place = url_for(f"pages.{endpoint}", said=said, **values)
+    if request.headers.get("HX-Request"):
+        response = make_response("", 200)
+        response.headers["HX-Redirect"] = place
+        return response
+    return make_response(redirect(place, 303))
+
+
+def partial(template: str, status: int = 200, /, **values: Any) -> Response:
+    """A page, or for htmx the part of it that stands in _TEMPLATE."""
+    name = f"_{template}" if request.headers.get("HX-Request") else template
+    return make_response(render_template(name, **values), status)
+
+
+def number(name: str, default: int = 0, most: int = 1_000_000_000) -> int:
+    """A number of the address; nonsense is the default."""
+    text = request.args.get(name, "")
+    return min(int(text), most) if text.isascii() and text.isdecimal() and len(text) < 12 else default
+
+
+def offset_links(endpoint: str, total: int, offset: int, **filters: Any) -> dict[str, Any]:
+    """Where the pages before and after this one are."""
+    kept = {key: value for key, value in filters.items() if value}
+
+    def link(at: int) -> str:
+        return url_for(f"pages.{endpoint}", offset=at or None, **kept)
+
+    return {
+        "first": min(offset + 1, total),
+        "last": min(offset + PAGE_SIZE, total),
+        "total": total,
+        "before": link(max(0, offset - PAGE_SIZE)) if offset else "",
+        "after": link(offset + PAGE_SIZE) if offset + PAGE_SIZE < total else "",
+    }
+
+
+def problem_page(err: Exception) -> Response | None:
+    """For browsers that ask for a page that is not there, and the like; None for programs."""
+    if not request.accept_mimetypes.accept_html or request.path.startswith(
+        ("/api/", "/metrics", "/healthz", "/readyz")
+    ):
+        return None
+    if request.accept_mimetypes["text/html"] <= request.accept_mimetypes["text/plain"]:
+        return None
+    code = err.code or 500 if isinstance(err, HTTPException) else 500
+    texts = {
+        404: "There is nothing at this address.",
+        405: "This address does not take that method.",
+        413: "What you sent is too large: at most 4 MiB are taken.",
+    }
+    text = texts.get(code, "An internal error occurred; the log of the proxy says more.")
+    if isinstance(err, Error):
+        text = f"{err}."
+    return _refused(code, text)
+
+
+# ---- times --------------------------------------------------------------------------------------
+
+
+def _when(moment: int | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M", time.gmtime(moment)) if moment else "never"
+
+
+def _day(moment: int | None) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(moment)) if moment else "-"
+
+
+def _left(moment: int) -> str:
+    """How long until, or since, in words."""
+    seconds = moment - now()
+    size = abs(seconds)
+    for unit, length in (("day", DAY), ("hour", 3600), ("minute", 60)):
+        if size >= length:
+            count = size // length
+            text = f"{count} {unit}{'s' if count != 1 else ''}"
+            return f"in {text}" if seconds > 0 else f"{text} ago"
+    return "now"
+
+
+def _expiry(moment: int) -> str:
+    """The class of a date: over, soon or good."""
+    seconds = moment - now()
+    return "bad" if seconds <= 0 else "soon" if seconds <= 30 * DAY else "good"

@@ -1,0 +1,182 @@
+"""The page CA Proxy: which CA stands behind the proxy."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from flask import Blueprint, render_template, request
+
+from ....errors import ConflictError, Error, SettingsError
+from ... import ca
+from ...context import Context
+from ...upstream.config import CaConfig, EstSettings, ScepSettings, clear, load
+from ..forms import Problems
+from .base import Answer, caller, done, form, partial, show
+
+__all__ = ["add"]
+
+FIELDS = {
+    "est": ("name", "host", "port", "label"),
+    "scep": ("name", "url", "profile", "fingerprint", "renewal", "poll", "ndes_url", "ndes_user"),
+}
+SHOWN = {
+    "est": (*FIELDS["est"], "keystore", "keystore_password"),
+    "scep": (*FIELDS["scep"], "certificate", "ndes_password"),
+}
+FRESH = {"port": "443", "renewal": "pkcsreq", "poll": "60"}
+
+
+def add(routes: Blueprint, context: Context) -> None:
+    @routes.get("/ca")
+    @show(context)
+    def ca_page() -> Answer:
+        now = ca.describe(context)
+        wanted = request.args.get("kind", "")
+        kind = wanted if wanted in FIELDS else (now["kind"] if now else "est")
+        values = _values(now) if now and now["kind"] == kind else dict(FRESH)
+        return render_template("ca.html", **_page(context, kind, values, Problems()))
+
+    @routes.post("/ca")
+    @form(context)
+    def ca_save() -> Answer:
+        kind = _kind()
+        problems = Problems()
+        try:
+            config = _config(context, kind)
+            ca.save(
+                context, config, replace=request.form.get("replace") == "yes", expected=_version(request.form)
+            )
+            return done("ca_page", "saved")
+        except (SettingsError, ConflictError) as err:
+            problems.add(err, SHOWN[kind])
+            conflict = isinstance(err, ConflictError)
+        status = 409 if conflict else 422
+        page = _page(context, kind, request.form.to_dict(), problems)
+        return partial("ca.html", status, **page, conflict=conflict)
+
+    @routes.post("/ca/test")
+    @form(context)
+    def ca_test() -> Answer:
+        """Link by link, what is in the form: it need not be saved."""
+        problems, steps = Problems(), []
+        try:
+            kind = _kind()
+            config = _config(context, kind)
+            steps = list(ca.test(context, None if _is_stored(context, config) else config))
+        except SettingsError as err:
+            problems.add(err)
+        except Error as err:
+            problems.others.append(f"{err}.")
+        return render_template("_ca_test.html", steps=steps, problems=problems)
+
+    @routes.post("/ca/readout")
+    @form(context)
+    def ca_readout() -> Answer:
+        """What the chosen keystore holds."""
+        problems, found = Problems(), None
+        try:
+            data = _upload("keystore")
+            if data is None:
+                raise SettingsError("--keystore", "no file is chosen")
+            found = ca.readout(data, request.form.get("keystore_password", ""))
+        except SettingsError as err:
+            problems.add(err)
+        return render_template("_keystore.html", keystore=found, problems=problems)
+
+    @routes.post("/ca/remove")
+    @form(context)
+    def ca_remove() -> Answer:
+        clear(context, expected=_version(request.form))
+        return done("ca_page", "removed")
+
+
+def _kind() -> str:
+    kind = request.form.get("kind", "")
+    if kind not in FIELDS:
+        raise SettingsError("kind", "is neither EST nor SCEP")
+    return kind
+
+
+def _version(values: Any) -> int:
+    text = values.get("version", "0")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else -1
+
+
+def _page(context: Context, kind: str, values: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    now = ca.describe(context)
+    secret = {"csrf", "keystore_password", "ndes_password", "version", "replace", "kind"}
+    return {
+        "kind": kind,
+        "values": {key: value for key, value in values.items() if key not in secret},
+        "problems": problems,
+        "ca": now,
+        "stored_version": now["version"] if now else 0,
+        "replaces": now if now and now["kind"] != kind else None,
+        "agreed": values.get("replace") == "yes",
+        "editable": caller().may_change,
+    }
+
+
+def _values(now: dict[str, Any]) -> dict[str, Any]:
+    found = {name: "" if now.get(name) is None else str(now[name]) for name in FIELDS[now["kind"]]}
+    if now.get("legacy"):
+        found["legacy"] = "on"
+    return found
+
+
+def _config(context: Context, kind: str) -> CaConfig:
+    """What the form says. A file or password that is not given is the stored one."""
+    values = {name: request.form.get(name, "").strip() for name in FIELDS[kind]}
+    if kind == "est":
+        port = values["port"] or "443"
+        if not (port.isascii() and port.isdecimal() and len(port) < 6):
+            raise SettingsError("--port", "is not a number")
+        settings = EstSettings(values["name"], values["host"], int(port), values["label"])
+        password = request.form.get("keystore_password", "")
+        keystore = _upload("keystore")
+        if keystore is None and password:
+            raise SettingsError("--keystore", "no file is chosen, and a password is given")
+        return ca.assemble(context, settings, keystore, password if keystore is not None else None)
+    certificate = _upload("certificate")
+    text = (
+        ca.certificate_text(certificate) if certificate is not None else _stored_certificate(context, values)
+    )
+    poll = values["poll"] or "60"
+    if not (poll.isascii() and poll.isdecimal() and len(poll) < 6):
+        raise SettingsError("--poll", "is not a number")
+    scep = ScepSettings(
+        values["name"],
+        values["url"],
+        values["profile"],
+        values["fingerprint"],
+        text,
+        values["renewal"] or "pkcsreq",
+        "legacy" in request.form,
+        int(poll),
+        values["ndes_url"],
+        values["ndes_user"],
+    )
+    return ca.assemble(context, scep, None, request.form.get("ndes_password") or None)
+
+
+def _stored_certificate(context: Context, values: dict[str, str]) -> str:
+    if "certificate_clear" in request.form:
+        return ""
+    return ca.certificate_of(context, {"url": values["url"]})
+
+
+def _is_stored(context: Context, config: CaConfig) -> bool:
+    """Is it the very configuration in use? Then the test says something of that, too."""
+    now = load(context)
+    return now is not None and (now.settings, now.keystore, now.password) == (
+        config.settings,
+        config.keystore,
+        config.password,
+    )
+
+
+def _upload(name: str) -> bytes | None:
+    found = request.files.get(name)
+    if found is None or not found.filename:
+        return None
+    return bytes(found.read())

@@ -1,0 +1,212 @@
+"""The pages of devices: the tree, the list, one device, import."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from flask import Blueprint, Response, make_response, render_template, request
+
+from ....errors import ConflictError, SettingsError
+from ... import certificates, inventory, profiles
+from ... import devices as registry
+from ...context import Context
+from ...importing import Import
+from ...inventory import Directory
+from ..forms import Problems
+from ..rest import NDJSON, failure, import_lines
+from .base import PAGE_SIZE, Answer, caller, done, form, number, offset_links, show
+
+__all__ = ["add"]
+
+
+def add(routes: Blueprint, context: Context) -> None:
+    @routes.get("/devices")
+    @show(context)
+    def devices() -> Answer:
+        return render_template("devices.html", **_list(context))
+
+    @routes.route("/devices/add", methods=["GET", "POST"])
+    @form(context)
+    def device_add() -> Answer:
+        problems = Problems()
+        given = request.form if request.method == "POST" else request.args
+        values = {name: given.get(name, "").strip() for name in ("unit_id", "directory", "hostname")}
+        if request.method == "POST":
+            try:
+                token = registry.add(
+                    context, values["unit_id"], values["directory"] or "/", values["hostname"]
+                )
+                return render_template("device_token.html", token=token, fresh=True)
+            except SettingsError as err:
+                problems.add(err, values)
+        known = registry.get(context, values["unit_id"]) if problems else None
+        page = render_template(
+            "device_add.html", values=values, problems=problems, known=known, tree=inventory.tree(context)
+        )
+        return make_response(page, 422 if problems else 200)
+
+    @routes.post("/devices/bulk")
+    @form(context)
+    def devices_bulk() -> Answer:
+        chosen = request.form.getlist("unit_id")
+        if request.form.get("do") == "remove":
+            if not chosen:
+                raise SettingsError("unit_id", "no device is chosen")
+            registry.remove(context, *chosen)
+            return done("devices", "removed", directory=request.form.get("from") or None)
+        to = request.form.get("to", "").strip()
+        inventory.move(context, chosen, to)
+        return done("devices", "moved", directory=to)
+
+    @routes.route("/devices/import", methods=["GET", "POST"])
+    @form(context)
+    def device_import() -> Answer:
+        if request.method == "GET":
+            return render_template("device_import.html", problems=Problems())
+        upload = request.files.get("sheet")
+        try:
+            if upload is None or not upload.filename:
+                raise SettingsError("sheet", "no file is chosen")
+            try:
+                sheet = Import(upload.read().decode("utf-8-sig"))
+            except UnicodeDecodeError:
+                raise SettingsError("sheet", "is not UTF-8") from None
+        except SettingsError as err:
+            return Response(f"{json.dumps(failure(err))}\n", content_type=NDJSON)
+        return Response(import_lines(context, caller(), sheet), content_type=NDJSON)
+
+    @routes.get("/devices/u/<unit_id>")
+    @show(context)
+    def device(unit_id: str) -> Answer:
+        return _device(context, unit_id, Problems())
+
+    @routes.post("/devices/u/<unit_id>")
+    @form(context)
+    def device_change(unit_id: str) -> Answer:
+        problems, values = Problems(), request.form
+        try:
+            inventory.change(
+                context,
+                unit_id,
+                directory=values.get("directory", "/").strip(),
+                hostname=values.get("hostname", "").strip(),
+                seen=(values.get("seen_directory", ""), values.get("seen_hostname", "")),
+            )
+            return done("device", "changed", unit_id=unit_id)
+        except (SettingsError, ConflictError) as err:
+            problems.add(err, values)
+        return _device(context, unit_id, problems, values.to_dict())
+
+    @routes.post("/devices/u/<unit_id>/token")
+    @form(context)
+    def device_token(unit_id: str) -> Answer:
+        return render_template("device_token.html", token=registry.new_token(context, unit_id), fresh=False)
+
+    @routes.post("/devices/u/<unit_id>/renew")
+    @form(context)
+    def device_renew(unit_id: str) -> Answer:
+        certificates.renew_now(context, unit_id, request.form.get("name", ""))
+        return done("device", "renewing", unit_id=unit_id)
+
+    @routes.post("/devices/u/<unit_id>/remove")
+    @form(context)
+    def device_remove(unit_id: str) -> Answer:
+        registry.remove(context, unit_id)
+        return done("devices", "removed")
+
+    @routes.post("/devices/u/<unit_id>/profiles")
+    @form(context)
+    def device_profiles(unit_id: str) -> Answer:
+        name = request.form.get("profile", "")
+        if request.form.get("do") == "unassign":
+            profiles.unassign(context, name, device=unit_id)
+            return done("device", "unassigned", unit_id=unit_id)
+        profiles.assign(context, name, device=unit_id)
+        return done("device", "assigned", unit_id=unit_id)
+
+    @routes.post("/directories")
+    @form(context)
+    def directory_do() -> Answer:
+        path, to = request.form.get("path", "").strip(), request.form.get("to", "").strip()
+        what = request.form.get("do", "")
+        if what == "add":
+            return done("devices", "made", directory=inventory.make_directory(context, path))
+        if what == "remove":
+            inventory.remove_directory(context, path)
+            return done("devices", "removed")
+        if what == "move":
+            inventory.move_directory(context, path, to)
+            return done("devices", "moved", directory=to)
+        name = request.form.get("profile", "")
+        if what == "unassign":
+            profiles.unassign(context, name, directory=path)
+            return done("devices", "unassigned", directory=path)
+        profiles.assign(context, name, directory=path)
+        return done("devices", "assigned", directory=path)
+
+
+def _list(context: Context) -> dict[str, Any]:
+    """What is to be seen of the list. A directory or state that is none shows all."""
+    text, state = request.args.get("search", "").strip()[:200], request.args.get("state", "")
+    tree = inventory.tree(context)
+    directory = request.args.get("directory", "/")
+    here = next((each for each in tree if each.path == directory), tree[0])
+    state = state if state in inventory.STATES else ""
+    offset = number("offset")
+    found = inventory.search(
+        context, text=text, directory=here.path, state=state, limit=PAGE_SIZE, offset=offset
+    )
+    return {
+        "found": found.items,
+        "until": certificates.soonest(context, [device.unit_id for device in found.items]),
+        "pages": offset_links("devices", found.total, offset, search=text, state=state, directory=here.path),
+        "tree": nested(tree, here.path),
+        "directories": tree,
+        "here": here,
+        "search": text,
+        "state": state,
+        "states": inventory.STATES,
+        "profiles": [each.name for each in profiles.listing(context)] if caller().may_change else [],
+    }
+
+
+def nested(tree: list[Directory], here: str) -> dict[str, Any]:
+    """The tree as nodes {directory, open, children}; open: on the way to where one stands."""
+    nodes: dict[str, dict[str, Any]] = {}
+    for each in tree:
+        path = each.path.rstrip("/") + "/"
+        node = {"directory": each, "open": each.path == "/" or f"{here}/".startswith(path), "children": []}
+        nodes[each.path] = node
+        if each.path != "/":
+            nodes[each.path.rpartition("/")[0] or "/"]["children"].append(node)
+    return nodes["/"]
+
+
+def _device(
+    context: Context, unit_id: str, problems: Problems, values: dict[str, str] | None = None
+) -> Answer:
+    found = inventory.detail(context, unit_id)
+    if found is None:
+        text = f"No device {unit_id[:64]!r} is known: it was removed, or never added."
+        return make_response(render_template("problem.html", title="Unknown device", text=text), 404)
+    given = profiles.effective(context, found.device)
+    names = dict.fromkeys([cert.friendly_name for cert in given.certs])
+    names |= dict.fromkeys([cert.friendly_name for cert in found.certs])
+    shown = {
+        "directory": found.device.directory,
+        "hostname": found.device.hostname if found.device.hostname_fixed else "",
+    }
+    page = render_template(
+        "device.html",
+        d=found,
+        names=list(names),
+        wanted={cert.friendly_name for cert in given.certs},
+        certs={cert.friendly_name: cert for cert in found.certs},
+        problems=problems,
+        shown=shown,
+        values=values or shown,
+        every=[each.name for each in profiles.listing(context)],
+        directories=inventory.tree(context),
+    )
+    return make_response(page, 422 if problems else 200)

@@ -1,0 +1,198 @@
+"""The pages over a real socket, without a browser: who gets in, what is refused, how long it takes."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from igelcert.proxy.context import Context
+from igelcert.proxy.database import now
+from igelcert.proxy.schema import certificates, devices, enrollments
+from tests.support.chain import Proxy, proxy
+from tests.support.person import PASSWORD, Person
+
+PAGES = ("/devices", "/devices/add", "/devices/import", "/ca", "/ca?kind=scep", "/profiles", "/profiles/new",
+         "/enrollments", "/enrollments/export.csv", "/audit", "/accounts")  # fmt: skip
+FORMS = ("/ca", "/ca/test", "/ca/readout", "/ca/remove", "/devices/add", "/devices/bulk", "/devices/import",
+         "/directories", "/devices/u/A1", "/devices/u/A1/token", "/devices/u/A1/renew", "/devices/u/A1/remove",
+         "/devices/u/A1/profiles", "/profiles", "/profiles/p/x/assign", "/profiles/p/x/remove", "/accounts/users",
+         "/accounts/tokens")  # fmt: skip
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Proxy]:
+    with proxy(tmp_path / "data") as made:
+        yield made
+
+
+def test_the_first_login(gate: Proxy) -> None:
+    person = Person(gate.admin_port)
+    assert person.get("/devices").place.startswith("/login")
+    wrong = person.log_in("admin", "guess")
+    assert wrong.status == 401 and "name or password is wrong" in wrong.text.lower()
+    good = person.log_in("admin", gate.password)
+    flags = good.headers["Set-Cookie"].lower()
+    assert "httponly" in flags and "samesite=strict" in flags and gate.password not in good.text
+    for path in PAGES:
+        assert person.get(path).place == "/password", "nothing before a password of one's own"
+    assert person.post("/devices/add", {"unit_id": "A1"}).place == "/password"
+    short = person.post(
+        "/password", {"old_password": gate.password, "new_password": "short", "again": "short"}
+    )
+    assert short.status == 422 and "Has less than 12 characters" in short.text
+    other = person.post("/password", {"old_password": gate.password, "new_password": PASSWORD, "again": "x"})
+    assert other.status == 422 and "Is not the same as the new password" in other.text
+    fine = person.post(
+        "/password", {"old_password": gate.password, "new_password": PASSWORD, "again": PASSWORD}
+    )
+    assert fine.status == 303 and person.get("/devices").status == 200
+    out = person.post("/logout")
+    assert out.status == 303 and person.get("/devices").place.startswith("/login")
+
+
+def test_guessing_is_slowed_down(gate: Proxy) -> None:
+    person = Person(gate.admin_port)
+    for _ in range(5):
+        assert person.log_in("admin", "guess").status == 401
+    told = person.log_in("admin", gate.password)
+    assert told.status == 429 and 0 < int(told.headers["Retry-After"]) <= 900
+    assert not told.headers.get("Set-Cookie")
+
+
+def test_forged_forms_are_refused(gate: Proxy) -> None:
+    person = Person.at(gate)
+    for path in (*FORMS, "/logout", "/password", "/profiles/preview"):
+        for token in ("", "0" * 64):
+            refused = person.ask("POST", path, {"csrf": token, "unit_id": "A1"})
+            assert refused.status == 403 and "not of this session" in refused.text, path
+    assert "A1" not in gate.cli("device", "list")
+    sent = {"Sec-Fetch-Site": "cross-site"}
+    elsewhere = Person(gate.admin_port).ask("POST", "/login", {"name": "admin", "password": PASSWORD}, sent)
+    assert elsewhere.status == 403 and not elsewhere.headers.get("Set-Cookie")
+
+
+def test_a_viewer_looks_and_changes_nothing(gate: Proxy) -> None:
+    gate.cli("device", "add", "--unit-id", "A1")
+    first = gate.cli("user", "add", "eve", "--role", "viewer").rpartition(" ")[2].strip()
+    viewer = Person.at(gate, "eve", first)
+    for path in ("/devices", "/devices/u/A1", "/ca", "/profiles", "/enrollments", "/audit"):
+        page = viewer.get(path)
+        assert page.status == 200 and 'class="danger"' not in page.text, path
+    for path in ("/devices/add", "/devices/import", "/profiles/new", "/accounts"):
+        assert viewer.get(path).status == 403
+    for path in FORMS:
+        assert viewer.post(path, {"unit_id": "A2"}).status == 403, path
+    gate.cli("user", "role", "eve", "admin")
+    assert viewer.get("/accounts").status == 200, "counts with the next request"
+    gate.cli("user", "remove", "eve")
+    assert viewer.get("/devices").place.startswith("/login")
+
+
+def test_what_is_sent_from_elsewhere_is_only_text(gate: Proxy) -> None:
+    """A device chooses what it reports, and a stranger which name he tries: neither is markup."""
+    hostile = "<script>alert(1)</script>"
+    gate.cli("device", "add", "--unit-id", "A1")
+    context = Context.open(gate.data)
+    with context.db.begin() as connection:
+        row = {"unit_id": "A1", "friendly_name": hostile, "operation": "simpleenroll", "csr_sha256": "x"}
+        row |= {
+            "state": "refused",
+            "config_version": 1,
+            "reason": hostile,
+            "warnings": hostile,
+            "subject": hostile,
+        }
+        connection.execute(enrollments.insert().values(**row, created=now(), updated=now()))
+    Person(gate.admin_port).log_in(hostile, "guess")
+    person = Person.at(gate)
+    for path in (
+        "/enrollments",
+        "/audit",
+        f"/enrollments?search={hostile}",
+        f"/devices?search={hostile}&directory={hostile}",
+    ):
+        page = person.get(path.replace("<", "%3C").replace(">", "%3E"))
+        assert page.status == 200 and "<script>" not in page.text and "&lt;script&gt;" in page.text, path
+    assert person.get("/nowhere").status == 404 and person.get("/devices/u/nobody").status == 404
+
+
+def test_pressed_twice(gate: Proxy) -> None:
+    person = Person.at(gate)
+    first = person.post("/devices/add", {"unit_id": "A1", "directory": "/Berlin"})
+    assert first.status == 200 and "registration token" in first.text.lower()
+    again = person.post("/devices/add", {"unit_id": "A1", "directory": "/Berlin"})
+    assert again.status == 422 and "A1 is known already" in again.text and "/devices/u/A1" in again.text
+    profile = {"name": "p", "version": "0", "c0.friendly_name": "lan", "c0.subject.auto_cn": "hostname",
+               "c0.key.type": "rsa_2048", "c0.enrollment.proto": "igelums",
+               "c0.enrollment.renewal_period_units": "percent"}  # fmt: skip
+    assert [person.post("/profiles", profile).status for _ in range(2)] == [303, 303]
+    profile["c0.subject.country"] = "D1"
+    wrong = person.post("/profiles", profile)
+    assert wrong.status in {409, 422} and 'value="D1"' in wrong.text
+
+
+@pytest.mark.slow
+def test_ten_thousand_devices(gate: Proxy, tmp_path: Path) -> None:
+    """10 000 devices in 200 directories, 50 profiles, a year of requests: pages at the server in less than 300 ms."""
+    sheet = tmp_path / "devices.csv"
+    lines = [f"u{index:05},/site {index % 20}/room {index % 200},h{index}" for index in range(10_000)]
+    sheet.write_text("unit_id,directory,hostname\n" + "\n".join(lines) + "\n")
+    start = time.monotonic()
+    gate.cli("device", "import", sheet)
+    took = time.monotonic() - start
+    print(f"\nimport of 10 000 devices: {took:.1f} s")
+    assert took < 30
+    for index in range(50):
+        gate.profile(f"profile {index}", {"friendly_name": f"cert {index}"}, directory=f"/site {index % 20}")
+    _live(gate)
+    person = Person.at(gate)
+    slow = {}
+    for path in (
+        "/devices", "/devices?directory=/site+7/room+107", "/devices?search=77", "/devices?state=failing",
+        "/devices?state=expiring&offset=100", "/devices?offset=9950", "/devices/u/u00107", "/profiles",
+        "/profiles/p/profile%207", "/enrollments", "/enrollments?state=refused&search=u001", "/audit", "/ca", "/accounts",
+    ):  # fmt: skip
+        person.get(path)
+        took = min(person.get(path).took for _ in range(5))
+        print(f"{path:45} {took * 1000:6.0f} ms")
+        slow |= {path: took} if took >= 0.3 else {}
+    assert not slow
+    start = time.monotonic()
+    done = person.post("/profiles/p/profile%201/assign", {"kind": "directory", "target": "/"})
+    took = time.monotonic() - start
+    print(f"assigned to all of them: {took * 1000:.0f} ms")
+    assert done.status == 303 and took < 0.5
+    assert len(re.findall(r'name="unit_id"', person.get("/devices").text)) == 50
+
+
+def _live(gate: Proxy) -> None:
+    """All are registered and have a certificate; each has asked five times."""
+    context, moment = Context.open(gate.data), now()
+    day = 86_400
+    with context.db.begin() as connection:
+        connection.execute(devices.update().values(state="registered", last_seen=moment - 60))
+        until = [moment + (index % 400 - 5) * day for index in range(10_000)]
+        connection.execute(
+            certificates.insert(),
+            [
+                {"unit_id": f"u{index:05}", "friendly_name": "lan", "serial": f"{index:08X}", "subject": f"CN=h{index}",
+                 "not_before": end - 400 * day, "not_after": end, "issued": end - 400 * day}
+                for index, end in enumerate(until)
+            ],
+        )  # fmt: skip
+        common = {"friendly_name": "lan", "operation": "simpleenroll", "config_version": 1, "warnings": ""}
+        for turn in range(5):
+            connection.execute(
+                enrollments.insert(),
+                [
+                    {**common, "unit_id": f"u{index:05}", "csr_sha256": f"{turn}-{index}", "subject": f"CN=h{index}",
+                     "state": "refused" if (index + turn) % 50 == 0 else "issued", "reason": "x" if index % 50 == 0 else "",
+                     "serial": f"{turn}{index:07X}", "not_before": moment, "not_after": moment + 90 * day,
+                     "created": moment - (4 - turn) * 5 * day, "updated": moment - (4 - turn) * 5 * day + index}
+                    for index in range(10_000)
+                ],
+            )  # fmt: skip

@@ -1,0 +1,312 @@
+"""`rmagent run` as a real process: settings as soon as they change, at rest otherwise, and hard to kill."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from igelcert.device import identity
+from igelcert.device.agent import Agent
+from igelcert.device.config import load
+from igelcert.device.log import Log
+from tests.support.chain import Device, LabCa, Proxy, command, lab_ca, proxy, run
+from tests.support.tree import check_certificate
+
+PASSWORD = "correct horse"
+LIMIT_KB = 20_000
+
+
+def lan(kind: str = "ec_prime256v1", **more: Any) -> dict[str, Any]:
+    return {"friendly_name": "lan", "key": {"type": kind, "crypt_password": PASSWORD}, **more}
+
+
+def wait_for(what: Callable[[], bool], seconds: float, say: object) -> float:
+    """How long it took; say: what knows more when it took too long."""
+    began = time.monotonic()
+    while not what():
+        assert time.monotonic() - began < seconds, str(say)
+        time.sleep(0.02)
+    return time.monotonic() - began
+
+
+class Running:
+    """A resident agent; `said` is what it wrote to stderr so far."""
+
+    def __init__(self, root: Path, *options: str, env: dict[str, str] | None = None) -> None:
+        self._log = root.parent / f"{root.name}.agent.log"
+        args = [command("rmagent"), "run", "--root", str(root), "--verbose", *options]
+        with self._log.open("wb") as sink:
+            self.process = subprocess.Popen(args, stderr=sink, env={**os.environ, **(env or {})})
+        wait_for(lambda: "at work" in self.said or self.process.poll() is not None, 20, "it does not start")
+
+    @property
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def __str__(self) -> str:
+        return self.said
+
+    def status(self, key: str) -> int:
+        text = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(next(line for line in text.splitlines() if line.startswith(f"{key}:")).split()[1])
+
+    def ticks(self) -> int:
+        """CPU used, of itself and the children that it waited for, in clock ticks."""
+        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:15]))
+
+    def children(self) -> list[int]:
+        pid = self.process.pid
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+    def at_rest(self) -> bool:
+        return not self.children() and self.connected()
+
+    def connected(self) -> bool:
+        return any(
+            "socket" in os.readlink(path)
+            for path in Path(f"/proc/{self.process.pid}/fd").iterdir()
+            if path.exists() and int(path.name) > 5
+        )
+
+    def end(self) -> int:
+        self.process.terminate()
+        return self.process.wait(15)
+
+
+@contextlib.contextmanager
+def agent(root: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[Running]:
+    made = Running(root, *options, env=env)
+    try:
+        yield made
+    finally:
+        if made.process.poll() is None:
+            made.process.terminate()
+            try:
+                made.process.wait(15)
+            except subprocess.TimeoutExpired:
+                made.process.kill()
+                made.process.wait(5)
+                raise
+        assert "Traceback" not in made.said, made.said
+
+
+def serial(device: Device, name: str = "lan") -> int:
+    try:
+        return x509.load_pem_x509_certificate((device.certs / name / "cert.pem").read_bytes()).serial_number
+    except FileNotFoundError:
+        return 0
+
+
+def test_a_profile_is_with_the_device_in_two_seconds(gate: Proxy, lab: LabCa, root: Path) -> None:
+    device = gate.device(root, "PUSH", "tc-push", directory="/Push")
+    with agent(root) as resident:
+        wait_for(resident.at_rest, 20, resident)
+        time.sleep(1.5)
+        # the CSR is with the CA: the certificate is there, in little more than the enrollment itself takes
+        gate.profile("push", lan(), directory="/Push")
+        assert wait_for(lambda: serial(device) != 0, 10, resident) < 2.5
+        check_certificate(root, "lan", "ec_prime256v1", PASSWORD)
+        # changed
+        first = serial(device)
+        wait_for(resident.at_rest, 10, resident)
+        gate.profile("push", lan("ec_secp384r1"))
+        assert wait_for(lambda: serial(device) not in {0, first}, 10, resident) < 2.5
+        # and gone
+        wait_for(resident.at_rest, 10, resident)
+        gate.cli("profile", "unassign", "push", "--directory", "/Push")
+        assert wait_for(lambda: not os.path.lexists(device.certs / "lan"), 10, resident) < 2.5
+        assert resident.end() == 0
+        assert resident.status if resident.process.poll() is None else True
+    assert PASSWORD not in resident.said
+
+
+def test_at_rest(gate: Proxy, root: Path) -> None:
+    """No processor time, no wake-up, and not much memory; a minute of it is in scripts/bench."""
+    gate.profile("rest", lan(), directory="/Rest")
+    device = gate.device(root, "REST", "tc-rest", directory="/Rest")
+    with agent(root) as resident:
+        wait_for(lambda: serial(device) != 0, 20, resident)
+        wait_for(resident.at_rest, 20, resident)
+        time.sleep(2)  # session tickets
+        ticks, wakes = resident.ticks(), resident.status("voluntary_ctxt_switches")
+        time.sleep(6)
+        assert resident.ticks() == ticks
+        assert resident.status("voluntary_ctxt_switches") == wakes
+        assert resident.status("VmRSS") <= LIMIT_KB
+        assert resident.status("Threads") == 1
+
+
+def test_signals(gate: Proxy, root: Path) -> None:
+    gate.profile("signals", lan(), directory="/Signals")
+    device = gate.device(root, "SIGNALS", "tc-signals", directory="/Signals")
+    with agent(root) as resident:
+        wait_for(lambda: serial(device) != 0, 20, resident)
+        wait_for(resident.at_rest, 20, resident)
+        first = serial(device)
+        (device.certs / "lan/pkey.pem").unlink()  # self-repair, when it is told to look
+        resident.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: serial(device) != first, 20, resident)
+        check_certificate(root, "lan", "ec_prime256v1", PASSWORD)
+        # a second one does not run beside it
+        second = run("rmagent", "run", "--root", root)
+        assert second.returncode == 1 and "another resident agent runs for this device" in second.stderr
+        # ended while it works: the child ends with it
+        resident.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: bool(resident.children()), 10, resident)
+        children = resident.children()
+        assert resident.end() == 0
+        assert not any(Path(f"/proc/{child}").exists() for child in children)
+    device.sync()
+
+
+def test_before_it_is_registered(gate: Proxy, root: Path) -> None:
+    """It waits, and registering wakes it."""
+    gate.profile("early", lan(), directory="/Early")
+    device = gate.device(root, "EARLY", "tc-early", directory="/Early", register=False)
+    (root / "wfs").mkdir()
+    with agent(root) as resident:
+        wait_for(lambda: "not registered" in resident.said, 10, resident)
+        assert run("rmagent", "sync", "--root", root).returncode == 78
+        device.register(gate, root.parent / "EARLY.token")
+        wait_for(lambda: serial(device) != 0, 10, resident)
+        assert resident.said.count("not registered") == 1
+
+
+def test_without_its_place(gate: Proxy, root: Path) -> None:
+    """/wfs is mounted later."""
+    device = gate.device(root, "LATE", "tc-late")
+    gate.profile("late", lan(), device="LATE")
+    shutil.move(root / "wfs", root / "elsewhere")
+    args = [command("rmagent"), "run", "--root", str(root)]
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        assert line.startswith("rmagent: error: waiting: cannot use ") and "Traceback" not in line
+        shutil.move(root / "elsewhere", root / "wfs")
+        process.send_signal(signal.SIGHUP)
+        wait_for(lambda: serial(device) != 0, 20, "it does not go on")
+    finally:
+        process.terminate()
+        assert process.wait(15) == 0
+        process.stderr.close()
+
+
+def test_the_proxy_is_away_and_comes_back(lab: LabCa, tmp_path: Path) -> None:
+    data, root = tmp_path / "proxy", tmp_path / "root"
+    with proxy(data) as gate:
+        gate.use(lab)
+        gate.profile("away", lan(), directory="/")
+        device = gate.device(root, "AWAY", "tc-away")
+        resident = Running(root)
+        wait_for(lambda: serial(device) != 0, 20, resident)
+        wait_for(resident.at_rest, 20, resident)
+        port = gate.port
+    try:
+        first = serial(device)
+        (device.certs / "lan/pkey.pem").unlink()
+        resident.process.send_signal(signal.SIGHUP)
+        wait_for(lambda: "nothing listens on" in resident.said, 20, resident)
+        assert serial(device) == first, "what is there stays"
+        with proxy(data, port=port):
+            # by itself, within its back-off: the fourth try, if the proxy needs that long, is up to 113 s after the first
+            wait_for(lambda: serial(device) != first, 150, resident)
+            wait_for(lambda: "the proxy answers again" in resident.said, 60, resident)
+        check_certificate(root, "lan", "ec_prime256v1", PASSWORD)
+        assert resident.said.count("going on with the stored settings") <= 4, "trouble is said once"
+    finally:
+        assert resident.end() == 0
+
+
+def test_a_device_that_was_removed(gate: Proxy, root: Path) -> None:
+    gate.profile("gone", lan(), directory="/Gone")
+    device = gate.device(root, "GONE", "tc-gone", directory="/Gone")
+    with agent(root) as resident:
+        wait_for(lambda: serial(device) != 0, 20, resident)
+        wait_for(resident.at_rest, 20, resident)
+        gate.cli("device", "remove", "--unit-id", "GONE")
+        wait_for(lambda: "answers 403" in resident.said, 10, resident)
+        time.sleep(2)
+        assert resident.said.count("answers 403") == 1
+        assert serial(device) != 0, "a certificate that is valid stays"
+        # registered anew, it goes on
+        again = json.loads(gate.cli("device", "add", "--unit-id", "GONE", "--directory", "/Gone", "--json"))
+        token = root.parent / "again.token"
+        token.write_text(again["token"])
+        device.register(gate, token)
+        wait_for(lambda: "the proxy answers again" in resident.said, 10, resident)
+
+
+def test_what_it_tells_systemd(gate: Proxy, root: Path, tmp_path: Path) -> None:
+    gate.device(root, "NOTIFY", "tc-notify")
+    place = tmp_path / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(place))
+        listener.settimeout(15)
+        env = {"NOTIFY_SOCKET": str(place), "WATCHDOG_USEC": "1000000"}
+        heard: list[str] = []
+        with agent(root, env=env) as resident:
+            while len([line for line in heard if line == "WATCHDOG=1"]) < 3:
+                heard += listener.recv(4096).decode().splitlines()
+            assert resident.end() == 0
+        listener.settimeout(1)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                heard += listener.recv(4096).decode().splitlines()
+    assert heard[0] == "READY=1" and heard[-1] == "STOPPING=1"
+    assert "STATUS=waiting for settings" in heard
+
+
+def test_the_management_certificate_is_renewed(
+    gate: Proxy, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a new key; cut between its two renames it is mended."""
+    device = gate.device(root, "IDENTITY", "tc-identity")
+    before = (device.agent / "cert.pem").read_bytes(), (device.agent / "key.pem").read_bytes()
+    monkeypatch.setattr(identity, "RENEW_PERCENT", 100)
+    made = Agent(load(str(root)), Log("rmagent", screen=False))
+    assert made.sync() == 0
+    after = (device.agent / "cert.pem").read_bytes(), (device.agent / "key.pem").read_bytes()
+    assert before[0] != after[0] and before[1] != after[1]
+    device.sync()
+    # as if the power had failed before the second rename
+    os.replace(device.agent / "cert.pem", device.agent / "cert.new")
+    (device.agent / "cert.pem").write_bytes(before[0])
+    device.sync()
+    assert (device.agent / "cert.pem").read_bytes() == after[0]
+    assert not (device.agent / "cert.new").exists()
+
+
+@pytest.mark.slow
+def test_in_real_time(tmp_path: Path) -> None:
+    """Certificates that live for two minutes are renewed by themselves, and the CA issues one each time."""
+    root = tmp_path / "root"
+    with lab_ca(tmp_path / "ca", "--validity", "60s") as lab, proxy(tmp_path / "proxy") as gate:
+        gate.use(lab)
+        gate.profile("short", lan(enrollment={"renewal_period": 30}), directory="/")
+        device = gate.device(root, "SHORT", "tc-short")
+        with agent(root) as resident:
+            wait_for(lambda: serial(device) != 0, 20, resident)
+            for _ in range(2):
+                before = serial(device)
+                due = device.status()["certificates"][0]["renew_at"]
+                wait_for(lambda old=before: serial(device) != old, 70, resident)  # type: ignore[misc]
+                assert due <= time.time() < due + 20
+                wait_for(lambda: not resident.children(), 20, resident)
+                check_certificate(root, "lan", "ec_prime256v1", PASSWORD)
+        assert len(lab.issued()) == 3
+        states = [row["state"] for row in gate.enrollments()]
+        assert states == ["issued"] * 3

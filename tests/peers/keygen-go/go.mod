@@ -1,0 +1,3 @@
+module keygen
+
+go 1.25
