@@ -14,10 +14,11 @@ import pytest
 from cryptography import x509
 
 from tests.support.guests import Rig, whole
-from tests.support.qemu import Guest, boot, make_disk, read_disk
+from tests.support.qemu import boot, make_disk, online, read_disk
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("qemu")]
+pytestmark = pytest.mark.slow
 
+KINDS = [pytest.param(kind, marks=pytest.mark.xdist_group(f"qemu-{kind}")) for kind in ("tiny", "full")]
 RELOAD = {"tiny": "/etc/init.d/rmagent reload", "full": "systemctl reload rmagent"}
 STATUS = {"tiny": "/etc/init.d/rmagent status", "full": "systemctl is-active rmagent"}
 # Trusts what the system's store trusts, and nothing else.
@@ -51,7 +52,7 @@ class Enrolled:
         return read_disk(disk, self.place / f"{disk.name}.read")
 
 
-@pytest.fixture(scope="module", params=["tiny", "full"])
+@pytest.fixture(scope="module", params=KINDS)
 def first(
     request: pytest.FixtureRequest, host: Rig, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Enrolled]:
@@ -76,12 +77,6 @@ def first(
         journal = guest.journal()
         guest.power_off()
     yield Enrolled(kind, host, disk, seed, place, journal, said, guest.ready)
-
-
-def online(guest: Guest) -> None:
-    guest.do(
-        "for i in $(seq 100); do ip addr show eth0 | grep -q 'inet ' && exit; usleep 100000; done; false"
-    )
 
 
 def serials(host: Rig) -> set[int]:

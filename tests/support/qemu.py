@@ -18,7 +18,7 @@ from typing import Any
 
 from tests.support.peers import missing
 
-__all__ = ["Guest", "boot", "image", "make_disk", "make_seed", "read_disk", "tool"]
+__all__ = ["Guest", "boot", "image", "make_disk", "make_seed", "online", "read_disk", "tool"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
@@ -232,6 +232,13 @@ class Guest:
                     if "return" in answer or "error" in answer:
                         break
                 assert "return" in answer, answer
+
+
+def online(guest: Guest) -> None:
+    """Waits until the guest has its address."""
+    guest.do(
+        "for i in $(seq 300); do ip addr show eth0 | grep -q 'inet ' && exit; usleep 100000; done; false"
+    )
 
 
 @contextlib.contextmanager
