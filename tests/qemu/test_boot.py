@@ -21,6 +21,7 @@ pytestmark = pytest.mark.slow
 KINDS = [pytest.param(kind, marks=pytest.mark.xdist_group(f"qemu-{kind}")) for kind in ("tiny", "full")]
 RELOAD = {"tiny": "/etc/init.d/rmagent reload", "full": "systemctl reload rmagent"}
 STATUS = {"tiny": "/etc/init.d/rmagent status", "full": "systemctl is-active rmagent"}
+LEAST_MEMORY = {"tiny": "96", "full": "128"}  # MB
 # Trusts what the system's store trusts, and nothing else.
 TLS = """\
 import socket, ssl, sys
@@ -159,10 +160,14 @@ def renewed(first: Enrolled, disk: Path) -> dict[str, Any]:
 
 
 def test_boot_in_the_future(first: Enrolled) -> None:
+    """The certificate is due. In the least memory that the image wants."""
+    least = ["--memory", LEAST_MEMORY[first.kind]]
     first.host.gate.use(first.host.late)
     disk = first.again("future")
     try:
-        with boot(first.kind, first.place / "3", disk, first.seed, "--clock", when(future())) as guest:
+        with boot(
+            first.kind, first.place / "3", disk, first.seed, "--clock", when(future()), *least
+        ) as guest:
             guest.await_journal("lan: renewed")
             guest.do("for i in $(seq 100); do grep -q renewed /wfs/hooks.log && break; usleep 100000; done")
             guest.power_off()

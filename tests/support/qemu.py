@@ -22,7 +22,7 @@ __all__ = ["Guest", "boot", "image", "make_disk", "make_seed", "online", "read_d
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-BOOT_SECONDS = 90
+BOOT_SECONDS = 120
 DISK_BYTES = 16 << 20
 INPUTS = (
     "scripts/image",
@@ -192,7 +192,7 @@ class Guest:
         """As contracts have it."""
         return self.do("journalctl --no-pager -o short-monotonic | egrep 'rmagent|igel-certs'", code=None)
 
-    def await_journal(self, pattern: str, seconds: float = 60) -> re.Match[str]:
+    def await_journal(self, pattern: str, seconds: float = 90) -> re.Match[str]:
         """The first line of our journal that fits, when it comes."""
         end = time.monotonic() + seconds
         while True:
@@ -200,7 +200,7 @@ class Guest:
             if found := re.search(pattern, text, re.MULTILINE):
                 return found
             assert time.monotonic() < end, f"no {pattern!r} in the journal within {seconds} s:\n{text}"
-            time.sleep(0.3)
+            time.sleep(0.7)  # looking takes the guest's time
 
     def power_off(self, seconds: float = 40) -> None:
         """As its user does: services end, disks are unmounted."""
