@@ -16,9 +16,9 @@ from cryptography import x509
 from tests.support.guests import Rig, whole
 from tests.support.qemu import boot, make_disk, online, read_disk
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("qemu-boots")]
 
-KINDS = [pytest.param(kind, marks=pytest.mark.xdist_group(f"qemu-{kind}")) for kind in ("tiny", "full")]
+KINDS = ("tiny", "full")
 RELOAD = {"tiny": "/etc/init.d/rmagent reload", "full": "systemctl reload rmagent"}
 STATUS = {"tiny": "/etc/init.d/rmagent status", "full": "systemctl is-active rmagent"}
 LEAST_MEMORY = {"tiny": "96", "full": "128"}  # MB

@@ -13,9 +13,9 @@ import pytest
 
 from tests.support.qemu import ROOT, image
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("qemu-boots")]
 
-KINDS = [pytest.param(kind, marks=pytest.mark.xdist_group(f"qemu-{kind}")) for kind in ("tiny", "full")]
+KINDS = ("tiny", "full")
 LIMITS = {"tiny": 27_000_000, "full": 32_000_000}  # bytes of the squashfs
 
 
