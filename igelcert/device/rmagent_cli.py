@@ -110,16 +110,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             if not 1 <= args.wait <= 600:
                 raise SettingsError("--wait", "is not a number of seconds from 1 to 600")
             become_resident(config, args.root, args.config, args.wait, verbose=args.verbose)
-        agent = Agent(config, log, paced=paced)
         if args.command == "sync":
-            return agent.sync()
+            with Agent(config, log, paced=paced) as agent:
+                return agent.sync()
         server = args.server or config.server
         if not server:
             raise SettingsError("server", "is not given", hint="rmagent register --server https://HOST:PORT")
         split_url(server)
         given = bool(args.ca_file or args.ca_fingerprint)
         ca_file = args.ca_file if given else (config.at(config.ca_file) if config.ca_file else "")
-        agent.register(
+        Agent(config, log).register(
             server,
             read_secret(args.token_file),
             ca_file,
