@@ -188,7 +188,7 @@ class Agent:
     def _certs_json(self, run: Run, settings: Settings) -> list[dict[str, Any]]:
         found = []
         for cert in settings.certs:
-            live = keys.live(run.tree, cert.friendly_name, cert.key.password).cert
+            live = keys.certificate(run.tree, cert.friendly_name)
             state = run.tree.state(cert.friendly_name)
             trouble = state.get("hooks")
             found.append(
