@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +37,47 @@ class Database:
             sa.event.listen(self.engine, "connect", _sqlite_pragmas)
             sa.event.listen(self.engine, "begin", _sqlite_begin)
         self._reader = self.engine.execution_options(reading=True)
+        self._local = threading.local()
+        self._writer = threading.Lock() if self.engine.dialect.name == "sqlite" else None
 
     @classmethod
     def sqlite(cls, path: Path) -> Database:
         return cls(f"sqlite:///{path}")
 
-    def begin(self) -> AbstractContextManager[sa.Connection]:
+    @contextmanager
+    def begin(self) -> Iterator[sa.Connection]:
         """A transaction that writes; what the database refuses becomes a StorageError in words."""
-        return self._transaction(self.engine)
+        with self._turn(), self._transaction(self.engine) as connection:
+            yield connection
 
-    def read(self) -> AbstractContextManager[sa.Connection]:
-        """A transaction that only reads, and waits for no writer."""
-        return self._transaction(self._reader)
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """SQLite has one writer at a time, and who finds it busy sleeps and looks again, for up to a tenth of a second:
+        the threads of this process queue up here instead."""
+        if self._writer is None:
+            yield
+        elif self._writer.acquire(timeout=BUSY_SECONDS):
+            try:
+                yield
+            finally:
+                self._writer.release()
+        else:
+            raise StorageError("the database cannot be used now: others have been writing for too long")
+
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads, and waits for no writer. One within another of the same thread is the same:
+        what a request is judged by is one view of the database, and costs one transaction."""
+        outer: sa.Connection | None = getattr(self._local, "reading", None)
+        if outer is not None:
+            yield outer
+            return
+        with self._transaction(self._reader) as connection:
+            self._local.reading = connection
+            try:
+                yield connection
+            finally:
+                self._local.reading = None
 
     @contextmanager
     def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
