@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError, StorageError
-from .database import Database
+from . import postgres
+from .database import CONNECTIONS, Database
 from .secrets import Sealer
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class Config:
     upstream_timeout: int = 30
     upstream_wait: int = 20
     waiting: int = 10_000
+    database_connections: int = CONNECTIONS
 
 
 _NUMBERS = {
@@ -45,6 +47,7 @@ _NUMBERS = {
     "upstream_timeout": (1, 600),
     "upstream_wait": (0, 600),
     "waiting": (0, 100_000),
+    "database_connections": (2, 500),
 }
 _LISTS = ("hostnames", "trusted_frontends")
 
@@ -112,6 +115,8 @@ class Context:
 
     @cached_property
     def db(self) -> Database:
+        if url := postgres.kept(self.data / postgres.FILE):
+            return Database(url, self.config.database_connections)
         return Database.sqlite(self.data / "proxy.db")
 
     @cached_property
@@ -122,7 +127,8 @@ class Context:
     def management_ca(self) -> ManagementCa:
         from .managementca import ManagementCa
 
-        return ManagementCa(self.db, self.sealer)
+        with self.db.read() as connection:
+            return ManagementCa(connection, self.sealer)
 
     @cached_property
     def merged(self) -> Callable[[tuple[tuple[str, bytes, bool], ...]], Effective]:

@@ -24,11 +24,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.fixture
-def context(data: Path) -> Context:
-    return Context.open(data)
-
-
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -65,13 +60,13 @@ def test_secrets_stay_where_they_were_sealed(tmp_path: Path) -> None:
         make_master_key(tmp_path / "key")
 
 
-def test_the_schema_is_what_the_migrations_make(tmp_path: Path) -> None:
+def test_the_schema_is_what_the_migrations_make(empty: Database) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
     from igelcert.proxy.schema import metadata
 
-    db = Database.sqlite(tmp_path / "x.db")
+    db = empty
     with pytest.raises(StorageError, match="empty"):
         db.check()
     db.migrate()
@@ -79,7 +74,6 @@ def test_the_schema_is_what_the_migrations_make(tmp_path: Path) -> None:
     db.check()
     with db.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    db.close()
 
 
 def ask(name: str) -> enrollments.Ask:
