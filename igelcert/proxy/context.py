@@ -36,7 +36,7 @@ class Config:
     threads: int = 32
     upstream_parallel: int = 8
     upstream_timeout: int = 30
-    upstream_wait: int = 20
+    upstream_wait: int = 1
     waiting: int = 10_000
     database_connections: int = CONNECTIONS
 
@@ -103,6 +103,8 @@ class Context:
 
     def __init__(self, data: Path) -> None:
         self.data = data
+        self.health_noted = (0, False, 0)  # cahealth.note: version, up, when
+        self.kept_cas: tuple[int, list[bytes], int] = (0, [], 0)  # cacerts.fresh: version, certificates, when
         self.trust_changes = 0  # counted by this process: its own TLS front need not wait to look
         self.config = _config(data / "proxy.toml")
 

@@ -7,6 +7,7 @@ The same statements run on both. What differs is here and in postgres.py. SQLite
 from __future__ import annotations
 
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -70,6 +71,7 @@ class Database:
             sa.event.listen(self.engine, "connect", _sqlite_pragmas)
             sa.event.listen(self.engine, "begin", _sqlite_begin)
             self._reader = self.engine.execution_options(reading=True)
+        self._local = threading.local()
 
     def __repr__(self) -> str:
         return f"<Database {self.engine.dialect.name}>"
@@ -96,9 +98,21 @@ class Database:
         if self.shared:
             connection.execute(_LOCK, {"number": WRITER})
 
-    def read(self) -> AbstractContextManager[sa.Connection]:
-        """Only reads, and waits for no writer. On PostgreSQL each statement sees the database as it is then."""
-        return self._transaction(self._reader)
+    @contextmanager
+    def read(self) -> Iterator[sa.Connection]:
+        """A transaction that only reads, and waits for no writer. One within another of the same thread is the same:
+        what a request is judged by costs one transaction, and is one view of the database with SQLite. On PostgreSQL each
+        statement sees it as it is then, and costs one round trip."""
+        outer: sa.Connection | None = getattr(self._local, "reading", None)
+        if outer is not None:
+            yield outer
+            return
+        with self._transaction(self._reader) as connection:
+            self._local.reading = connection
+            try:
+                yield connection
+            finally:
+                self._local.reading = None
 
     def single(self) -> AbstractContextManager[sa.Connection]:
         """For one statement that writes and holds by itself: on PostgreSQL in one round trip."""

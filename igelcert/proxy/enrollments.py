@@ -28,8 +28,9 @@ __all__ = [
     "as_json",
     "by_day",
     "claim",
+    "defer",
     "finish",
-    "issued_before",
+    "issued",
     "latest",
     "listing",
     "owner_of",
@@ -62,6 +63,19 @@ RENEWABLE = (
 KEPT_REFUSALS = 50  # of each device: whoever asks for nonsense does not fill the disk
 
 
+# statements are made once: making one costs as much as running it
+_ITS = sa.and_(
+    enrollments.c.unit_id == sa.bindparam("unit"), enrollments.c.csr_sha256 == sa.bindparam("digest")
+)
+_ROW = sa.select(enrollments).where(_ITS)
+_STATE = sa.select(enrollments.c.state).where(_ITS)
+_INSERT = enrollments.insert()
+_UPDATE = enrollments.update().where(_ITS)
+_GIVEN_OUT = (
+    sa.select(enrollments.c.id).where(enrollments.c.certificate_sha256 == sa.bindparam("digest")).limit(1)
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Ask:
     """A device's request. operation: "simpleenroll" or "simplereenroll"."""
@@ -72,18 +86,15 @@ class Ask:
     operation: str
 
     @property
-    def _digest(self) -> str:
-        return hashlib.sha256(self.csr.der).hexdigest()
-
-    @property
-    def where(self) -> sa.ColumnElement[bool]:
-        return sa.and_(enrollments.c.unit_id == self.unit_id, enrollments.c.csr_sha256 == self._digest)
+    def key(self) -> dict[str, str]:
+        """What names its row in statements."""
+        return {"unit": self.unit_id, "digest": hashlib.sha256(self.csr.der).hexdigest()}
 
     @property
     def identity(self) -> dict[str, Any]:
         return {
             "unit_id": self.unit_id,
-            "csr_sha256": self._digest,
+            "csr_sha256": self.key["digest"],
             "subject": self.csr.subject_text,
             "warnings": "",
             "created": now(),
@@ -104,7 +115,7 @@ class Ticket:
     def keep(self, value: str) -> None:
         if value != self.value:
             with self._context.db.begin() as connection:
-                connection.execute(enrollments.update().where(self._ask.where).values(upstream_state=value))
+                connection.execute(_UPDATE, {**self._ask.key, "upstream_state": value})
             self.value = value
 
 
@@ -118,27 +129,64 @@ def claim(context: Context, ask: Ask, version: int) -> Ticket | Any:
         "reason": "",
         "updated": now(),
     }
-    config = context.config
-    # a place at the CA, then at worst: capabilities, CA certificates twice, a poll, the request itself
-    stale = config.upstream_wait + 6 * config.upstream_timeout + STALE_MARGIN
+    stale = _stale(context)
     while True:
         try:
             with context.db.begin() as connection:
-                row = connection.execute(sa.select(enrollments).where(ask.where)).one_or_none()
+                row = connection.execute(_ROW, ask.key).one_or_none()
                 if row is not None and _stands(row, ask.operation, version, stale):
                     return row
                 if row is None:
-                    connection.execute(enrollments.insert().values(**ask.identity, **fresh))
+                    connection.execute(_INSERT, {**ask.identity, **fresh})
                     return Ticket(context, ask, "", ask.operation == "simplereenroll")
                 # an answer that is still to come is asked for where it was
-                open_ = row.config_version == version and row.state in {"running", "pending", "failed"}
-                value = row.upstream_state if open_ else ""
-                connection.execute(
-                    enrollments.update().where(ask.where).values(upstream_state=value, **fresh)
-                )
+                value = row.upstream_state if _open(row, version) else ""
+                connection.execute(_UPDATE, {**ask.key, "upstream_state": value, **fresh})
                 return Ticket(context, ask, value, ask.operation == "simplereenroll")
         except IntegrityError:
             continue  # somebody else inserted it meanwhile: look again
+
+
+def defer(context: Context, ask: Ask, version: int, reason: str, seconds: int) -> Any | None:
+    """Records that a request has its turn at the CA in so many seconds. A row: it is answered, pending or under way
+    already, and nothing changes."""
+    values = {
+        "friendly_name": ask.friendly_name,
+        "operation": ask.operation,
+        "state": "pending",
+        "config_version": version,
+        "reason": reason,
+        "retry_at": now() + seconds,
+        "updated": now(),
+    }
+    while True:
+        try:
+            with context.db.begin() as connection:
+                row = connection.execute(_ROW, ask.key).one_or_none()
+                if row is not None and _stands(row, ask.operation, version, _stale(context)):
+                    return row
+                if row is None:
+                    connection.execute(_INSERT, {**ask.identity, **values})
+                else:
+                    value = row.upstream_state if _open(row, version) else ""
+                    connection.execute(_UPDATE, {**ask.key, "upstream_state": value, **values})
+                break
+        except IntegrityError:
+            continue  # somebody else inserted it meanwhile: look again
+    figures.count_request(ask.operation, "pending")
+    return None
+
+
+def _open(row: Any, version: int) -> bool:
+    """Is an answer still to come where the request was sent?"""
+    return bool(row.config_version == version and row.state in {"running", "pending", "failed"})
+
+
+def _stale(context: Context) -> int:
+    """Seconds after which a request that runs is taken over: a place at the CA, then at worst: capabilities, CA
+    certificates twice, a poll, the request itself."""
+    config = context.config
+    return config.upstream_wait + 6 * config.upstream_timeout + STALE_MARGIN
 
 
 def _stands(row: Any, operation: str, version: int, stale: int) -> bool:
@@ -156,36 +204,42 @@ def _stands(row: Any, operation: str, version: int, stale: int) -> bool:
     return operation != "simplereenroll" or left * RENEWABLE > life
 
 
-def finish(
-    context: Context,
-    ask: Ask,
-    state: str,
-    reason: str = "",
-    *,
-    cert: crypto.Certificate | None = None,
-    warnings: list[str] | None = None,
-    retry_at: int | None = None,
-) -> None:
-    """What came of a claimed request."""
-    values: dict[str, Any] = {
+def issued(context: Context, ask: Ask, cert: crypto.Certificate, warnings: Iterable[str]) -> bool:
+    """A claimed request got this certificate. False, and nothing is recorded: that very certificate was given out for
+    another request, or earlier for this one."""
+    values = {
+        "state": "issued",
+        "reason": "",
+        "warnings": "\n".join(warnings),
+        "retry_at": None,
+        "updated": now(),
+        "serial": cert.serial_hex,
+        "not_before": cert.not_before,
+        "not_after": cert.not_after,
+        "certificate": cert.der,
+        "certificate_sha256": cert.sha256.hex(),
+    }
+    with context.db.begin() as connection:
+        known = connection.execute(_GIVEN_OUT, {"digest": values["certificate_sha256"]})
+        if known.scalar() is not None:
+            return False
+        connection.execute(_UPDATE, {**ask.key, **values})
+        certificates.note(connection, ask.unit_id, ask.friendly_name, cert)
+    figures.count_request(ask.operation, "issued")
+    return True
+
+
+def finish(context: Context, ask: Ask, state: str, reason: str = "", *, retry_at: int | None = None) -> None:
+    """What came of a claimed request that got no certificate."""
+    values = {
         "state": state,
         "reason": reason[:1000],
-        "warnings": "\n".join(warnings or ()),
+        "warnings": "",
         "retry_at": retry_at,
         "updated": now(),
     }
-    if cert is not None:
-        values.update(
-            serial=cert.serial_hex,
-            not_before=cert.not_before,
-            not_after=cert.not_after,
-            certificate=cert.der,
-            certificate_sha256=cert.sha256.hex(),
-        )
     with context.db.begin() as connection:
-        connection.execute(enrollments.update().where(ask.where).values(values))
-        if cert is not None:
-            certificates.note(connection, ask.unit_id, ask.friendly_name, cert)
+        connection.execute(_UPDATE, {**ask.key, **values})
         if state in {"refused", "failed"}:
             _prune(connection, ask.unit_id)
     figures.count_request(ask.operation, state)
@@ -252,11 +306,11 @@ def refuse(context: Context, ask: Ask, state: str, reason: str) -> None:
         "updated": now(),
     }
     with context.db.begin() as connection:
-        row = connection.execute(sa.select(enrollments.c.state).where(ask.where)).one_or_none()
+        row = connection.execute(_STATE, ask.key).one_or_none()
         if row is None:
-            connection.execute(enrollments.insert().values(**ask.identity, **values))
+            connection.execute(_INSERT, {**ask.identity, **values})
         elif row.state not in {"issued", "running", "pending"}:
-            connection.execute(enrollments.update().where(ask.where).values(values))
+            connection.execute(_UPDATE, {**ask.key, **values})
         _prune(connection, ask.unit_id)
     figures.count_request(ask.operation, state)
 
@@ -290,17 +344,9 @@ def latest(context: Context, unit_id: str, friendly_name: str) -> Any | None:
 
 def under_way(context: Context, ask: Ask) -> bool:
     """Did this very request get as far as the CA before?"""
-    query = sa.select(enrollments.c.state).where(ask.where)
     with context.db.read() as connection:
-        state = connection.execute(query).scalar()
+        state = connection.execute(_STATE, ask.key).scalar()
     return state in {"running", "pending", "issued", "failed"}
-
-
-def issued_before(context: Context, ask: Ask, certificate: crypto.Certificate) -> bool:
-    """Was this very certificate given out for another request, or earlier for this one?"""
-    query = sa.select(enrollments.c.id).where(enrollments.c.certificate_sha256 == certificate.sha256.hex())
-    with context.db.read() as connection:
-        return connection.execute(query.limit(1)).scalar() is not None
 
 
 def owner_of(context: Context, certificate: bytes) -> str | None:

@@ -36,7 +36,7 @@ _HEAD = """\
 # threads            requests of devices that are worked on at once (32)
 # upstream_parallel  requests to the CA at once (8)
 # upstream_timeout   seconds for an answer of the CA (30)
-# upstream_wait      seconds that a request waits for its turn before the device is told to come back (20)
+# upstream_wait      seconds that a few requests wait for their turn before the device is told to come back (1)
 # waiting            devices that wait for a change of their settings, each with a connection (10000)
 # database_connections  connections to PostgreSQL at most (20); one more hears what changes
 """

@@ -19,7 +19,7 @@ from . import cacerts
 from . import enrollments as records
 from .context import Context
 from .database import now
-from .upstream import Upstream
+from .upstream import Busy, Upstream
 
 __all__ = ["Answer", "relay"]
 
@@ -27,7 +27,6 @@ log = logging.getLogger("igelcert.proxy")
 
 JOIN_SECONDS = 15.0  # how long a second request waits for the first
 JOIN_STEP = 0.2
-BUSY_RETRY = 30
 DOWN_RETRY = 60
 
 
@@ -41,17 +40,24 @@ class Answer:
     retry_after: int | None = None
 
 
-def relay(context: Context, ask: records.Ask) -> Answer:
-    """The answer to a request that policy allowed."""
+def relay(context: Context, ask: records.Ask, version: int) -> Answer:
+    """The answer to a request that policy allowed. version: of the CA's configuration."""
     deadline = time.monotonic() + JOIN_SECONDS
     try:
-        upstream = context.upstreams.current()
+        upstream = context.upstreams.current(version)
     except Error as err:
         # no CA, or one whose keystore no longer opens: nothing that the device could mend
         log.error("the CA cannot be used: %s", err)
         records.refuse(context, ask, "failed", str(err))
         return Answer(503, f"the proxy cannot use its CA: {err}", retry_after=DOWN_RETRY)
-    while not isinstance(row := records.claim(context, ask, upstream.config.version), records.Ticket):
+    version = upstream.config.version
+    if (busy := context.upstreams.gate.full()) is not None:
+        row = records.defer(context, ask, version, str(busy), busy.seconds)
+        if row is None:
+            return Answer(202, str(busy), retry_after=busy.seconds)
+    else:
+        row = records.claim(context, ask, version)
+    while not isinstance(row, records.Ticket):
         if row.state == "issued":
             return Answer(200, certificate=row.certificate)
         if row.state == "pending":
@@ -59,6 +65,7 @@ def relay(context: Context, ask: records.Ask) -> Answer:
         if time.monotonic() >= deadline:
             return Answer(202, "this very request is under way", retry_after=2)
         time.sleep(JOIN_STEP)
+        row = records.claim(context, ask, version)
     try:
         return _ask(context, upstream, ask, row)
     except BaseException:
@@ -68,29 +75,35 @@ def relay(context: Context, ask: records.Ask) -> Answer:
 
 
 def _ask(context: Context, upstream: Upstream, ask: records.Ask, ticket: records.Ticket) -> Answer:
+    gate = context.upstreams.gate
     try:
-        with context.upstreams.slot():
-            # first what its answer is judged by: a certificate that could not be checked would be lost
-            cacerts.fresh(context, upstream)
-            outcome = upstream.enroll(ask.csr, ticket)
-            if isinstance(outcome, Issued):
-                good = _checked(context, upstream, outcome, ask.csr)
-                if records.issued_before(context, ask, good.cert):
-                    # NDES does so when the same key asks twice
-                    raise CheckError("the CA gave an old certificate again instead of a new one")
+        with gate.place():
+            start = time.monotonic()
+            with context.upstreams.exchange():
+                # first what its answer is judged by: a certificate that could not be checked would be lost
+                cacerts.fresh(context, upstream)
+                outcome = upstream.enroll(ask.csr, ticket)
+            took = time.monotonic() - start
+        if isinstance(outcome, Issued):
+            gate.answered(took)
+            good = _checked(context, upstream, outcome, ask.csr)
+            if not records.issued(context, ask, good.cert, good.warnings):
+                # NDES does so when the same key asks twice
+                raise CheckError("the CA gave an old certificate again instead of a new one")
+    except Busy as busy:
+        return _wait(context, ask, str(busy), busy.seconds)
     except TransportError as err:
-        busy = err.link == "busy"
-        records.finish(context, ask, "failed", str(err))
         log.warning("%s: the CA cannot be asked: %s", ask.unit_id, err)
-        retry = BUSY_RETRY if busy else DOWN_RETRY
-        return Answer(503, f"the CA cannot be asked now: {err}", retry_after=retry)
+        if seconds := gate.failed():
+            return _wait(context, ask, f"the CA cannot be asked now: {err}", seconds)
+        records.finish(context, ask, "failed", str(err))
+        return Answer(503, f"the CA cannot be asked now: {err}", retry_after=DOWN_RETRY)
     except (RemoteProtocolError, CheckError, CryptoError) as err:
         records.finish(context, ask, "failed", str(err))
         log.warning("%s: the CA's answer is not usable: %s", ask.unit_id, err)
         return Answer(502, f"the CA's answer is not usable: {err}")
     if isinstance(outcome, Issued):
         cert = good.cert
-        records.finish(context, ask, "issued", "", cert=cert, warnings=list(good.warnings))
         for warning in good.warnings:
             log.warning("%s: %s", ask.unit_id, warning)
         log.info("%s: certificate %s issued for %s", ask.unit_id, cert.serial_hex, cert.subject_text)
@@ -98,16 +111,23 @@ def _ask(context: Context, upstream: Upstream, ask: records.Ask, ticket: records
     return _other(context, ask, outcome)
 
 
+def _wait(context: Context, ask: records.Ask, text: str, seconds: int) -> Answer:
+    """The request stays as it is, and comes again."""
+    records.finish(context, ask, "pending", text, retry_at=now() + seconds)
+    return Answer(202, text, retry_after=seconds)
+
+
 def _other(context: Context, ask: records.Ask, outcome: Outcome) -> Answer:
     if isinstance(outcome, Pending):
-        text = outcome.reason or "it will decide later"
-        records.finish(context, ask, "pending", text, retry_at=now() + outcome.retry_after)
-        return Answer(202, text, retry_after=outcome.retry_after)
+        return _wait(context, ask, outcome.reason or "it will decide later", outcome.retry_after)
     assert isinstance(outcome, Refused)
     text = f"the CA refused ({outcome.status}): {outcome.reason}"
-    records.finish(context, ask, "refused", text)
     log.warning("%s: %s", ask.unit_id, text)
-    if outcome.status == 429 or outcome.status >= 500:
+    overloaded = outcome.status == 429 or outcome.status >= 500
+    if overloaded and (seconds := context.upstreams.gate.failed()):
+        return _wait(context, ask, text, max(seconds, outcome.retry_after or 0))
+    records.finish(context, ask, "refused", text)
+    if overloaded:
         return Answer(503, text, retry_after=outcome.retry_after or DOWN_RETRY)
     if outcome.status in {401, 407} or 300 <= outcome.status < 400:
         return Answer(502, text)  # between the proxy and its CA; the device did nothing wrong
@@ -126,4 +146,6 @@ def _checked(
         return check(cacerts.fresh(context, upstream))
     except answers.NoChain:
         # a CA that rolled over since its certificates were fetched
-        return check(cacerts.fresh(context, upstream, anew=True))
+        with context.upstreams.slot():
+            cas = cacerts.fresh(context, upstream, anew=True)
+        return check(cas)

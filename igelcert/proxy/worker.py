@@ -199,6 +199,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return program(environ, start_response)
 
         self.wsgi = with_visit
+        self.log.access = lambda *_: (
+            None
+        )  # the program has a log of its own; gunicorn would put its together in vain
 
     # ---- main thread: accepting, waiting, ending ------------------------------------------------
 
