@@ -16,6 +16,7 @@ from .database import CONNECTIONS, Database
 from .secrets import Sealer
 
 if TYPE_CHECKING:
+    from .leases import Leases
     from .managementca import ManagementCa
     from .profiles import Effective
     from .upstream import Upstreams
@@ -124,6 +125,12 @@ class Context:
     @cached_property
     def sealer(self) -> Sealer:
         return Sealer.open(self.data / "master.key")
+
+    @cached_property
+    def leases(self) -> Leases:
+        from .leases import Leases
+
+        return Leases(self)
 
     @cached_property
     def management_ca(self) -> ManagementCa:

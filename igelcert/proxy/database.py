@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -148,6 +148,20 @@ class Database:
             hint = "look at the database file and its directory"
         return StorageError(f"the database cannot be used now: {text}", hint=hint)
 
+    # ---- news -----------------------------------------------------------------------------------
+
+    @staticmethod
+    def notify(connection: sa.Connection, channel: str) -> None:
+        """Tells all proxies, when the transaction is committed. Nothing with SQLite: there, who waits looks."""
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_notify(channel, "")))
+
+    def hearing(self, channel: str) -> AbstractContextManager[Callable[[float], bool]]:
+        """On PostgreSQL: yields a function that waits at most so many seconds for news. StorageError."""
+        return postgres.hearing(self.url, channel)
+
+    # ---- schema ---------------------------------------------------------------------------------
+
     def version(self) -> str | None:
         """The schema that is there; None when there is none."""
         with self.read() as connection:
@@ -209,6 +223,12 @@ class Database:
     @staticmethod
     def put_meta(connection: sa.Connection, key: str, value: str) -> None:
         Database.put(connection, schema.meta, {"key": key, "value": value})
+
+    @staticmethod
+    def add(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
+        """The row, unless there is one that it cannot be beside."""
+        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+        connection.execute(dialect.insert(table).values(row).on_conflict_do_nothing())
 
     @staticmethod
     def put(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:

@@ -146,11 +146,19 @@ class Player:
             if isinstance(outcome, Issued):
                 return
             if isinstance(outcome, Pending):
-                state = notes.pending(state, mark="m", text=outcome.reason, retry_at=now + outcome.retry_after)
+                state = notes.pending(
+                    state, mark="m", text=outcome.reason, retry_at=now + outcome.retry_after
+                )
             else:
                 after = outcome.retry_after if outcome else None
                 state = notes.failed(
-                    state, mark="m", text="", now=now, refused=False, retry_after=after, chance=random.random()
+                    state,
+                    mark="m",
+                    text="",
+                    now=now,
+                    refused=False,
+                    retry_after=after,
+                    chance=random.random(),
                 )
             again = notes.next_step(state, chance) or now
             while (left := again - time.time()) > 0:
