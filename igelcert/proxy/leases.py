@@ -90,11 +90,15 @@ class Leases:
     def _begin(self) -> None:
         name = secrets.token_hex(16)
         with self._db.begin(alone=False) as connection:
-            rows = [{"number": number, "holder": "", "until": 0} for number in range(self._cap)]
-            connection.execute(postgresql.insert(slots).on_conflict_do_nothing(), rows)
+            self._furnish(connection)
             self._sign(connection, name)
         self._id = name
         threading.Thread(target=self._live, name="leases", daemon=True).start()
+
+    def _furnish(self, connection: sa.Connection) -> None:
+        """The places that there are to be; none of them is anybody's, where they are new."""
+        rows = [{"number": number, "holder": "", "until": 0} for number in range(self._cap)]
+        connection.execute(postgresql.insert(slots).on_conflict_do_nothing(), rows)
 
     def _sign(self, connection: sa.Connection, name: str) -> None:
         row = {"id": name, "name": socket.gethostname()[:253], "until": moment() + self._seconds}
@@ -115,6 +119,9 @@ class Leases:
         good = True
         while not self._ended.wait(BEAT if good else 1.0):
             try:
+                if not good:
+                    with self._db.begin(alone=False) as connection:
+                        self._furnish(connection)  # it may be another database by now: restored, or a standby
                 self._beat()
                 good = True
             except Error as err:

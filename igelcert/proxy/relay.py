@@ -86,12 +86,12 @@ def _ask(context: Context, upstream: Upstream, ask: records.Ask, ticket: records
             start = time.monotonic()
             with context.upstreams.exchange():
                 # first what its answer is judged by: a certificate that could not be checked would be lost
-                cacerts.fresh(context, upstream)
+                cas = cacerts.fresh(context, upstream)
                 outcome = upstream.enroll(ask.csr, ticket)
             took = time.monotonic() - start
         if isinstance(outcome, Issued):
             gate.answered(took)
-            good = _checked(context, upstream, outcome, ask.csr)
+            good = _checked(context, upstream, outcome, ask.csr, cas)
             try:
                 fresh = records.issued(context, ticket, good.cert, good.warnings)
             except Error:
@@ -145,7 +145,11 @@ def _other(context: Context, ticket: records.Ticket, outcome: Outcome) -> Answer
 
 
 def _checked(
-    context: Context, upstream: Upstream, outcome: Issued, csr: pkcs10.CertificationRequest
+    context: Context,
+    upstream: Upstream,
+    outcome: Issued,
+    csr: pkcs10.CertificationRequest,
+    cas: list[bytes],
 ) -> answers.Bundle:
     """The certificate for this request's key, verified; CheckError says what is wrong with it."""
 
@@ -153,7 +157,7 @@ def _checked(
         return answers.check(outcome.certificates, cas, csr.spki, now(), request=csr)
 
     try:
-        return check(cacerts.fresh(context, upstream))
+        return check(cas)
     except answers.NoChain:
         # a CA that rolled over since its certificates were fetched
         with context.upstreams.slot():

@@ -26,10 +26,9 @@ __all__ = ["Cluster", "cluster"]
 
 START_SECONDS = 30
 PASSWORD = "not / a & secret"
-# nothing of it need outlive the tests
+# nothing of it need outlive the machine; what is committed outlives PostgreSQL
 SETTINGS = """
 fsync = off
-synchronous_commit = off
 full_page_writes = off
 listen_addresses = '127.0.0.1'
 max_connections = 120
