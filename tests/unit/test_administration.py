@@ -518,6 +518,15 @@ def test_tokens(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
         accounts.make_token(context, "backup", "viewer")
 
 
+def test_a_nul_in_what_is_asked_for_is_found_nowhere(context: Context) -> None:
+    """PostgreSQL has no such character in texts, and strangers may send it."""
+    devices.add(context, "A1", hostname="tc-1")
+    with pytest.raises(accounts.LoginRefused):
+        accounts.log_in(context, "ad\0min", "x", "192.0.2.1")
+    inventory.search(context, text="tc\0")  # SQLite's LIKE takes that for the end
+    assert devices.get(context, "A1\0") is None
+
+
 # ---- the migration ------------------------------------------------------------------------------
 
 
