@@ -72,6 +72,7 @@ class Database:
             sa.event.listen(self.engine, "begin", _sqlite_begin)
             self._reader = self.engine.execution_options(reading=True)
         self._local = threading.local()
+        self._writer = threading.Lock()
 
     def __repr__(self) -> str:
         return f"<Database {self.engine.dialect.name}>"
@@ -87,16 +88,25 @@ class Database:
         alone: no other such transaction runs beside it, at any proxy, so what it has read stays true. Without, its
         statements must hold by themselves: on SQLite nothing is beside them either.
         """
-        with self._transaction(self.engine) as connection:
-            if alone:
-                self.alone(connection)
+        with self._turn(alone), self._transaction(self.engine) as connection:
+            if self.shared and alone:
+                connection.execute(_LOCK, {"number": WRITER})
             yield connection
 
-    def alone(self, connection: sa.Connection) -> None:
-        """Waits until no other transaction is alone. Not after the transaction has written: two could wait for each
-        other."""
-        if self.shared:
-            connection.execute(_LOCK, {"number": WRITER})
+    @contextmanager
+    def _turn(self, alone: bool) -> Iterator[None]:
+        """SQLite has one writer at a time, and who finds it busy sleeps and looks again, for up to a tenth of a second:
+        the threads of this process queue up here instead. On PostgreSQL, those that want to be alone: they would
+        wait with a connection each."""
+        if self.shared and not alone:
+            yield
+        elif self._writer.acquire(timeout=BUSY_SECONDS):
+            try:
+                yield
+            finally:
+                self._writer.release()
+        else:
+            raise StorageError("the database cannot be used now: others have been writing for too long")
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -116,7 +126,7 @@ class Database:
 
     def single(self) -> AbstractContextManager[sa.Connection]:
         """For one statement that writes and holds by itself: on PostgreSQL in one round trip."""
-        return self._transaction(self._reader if self.shared else self.engine)
+        return self._transaction(self._reader) if self.shared else self.begin()
 
     @contextmanager
     def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:

@@ -1,8 +1,9 @@
 """A CA for load tests: it really signs, takes as long as told, minds how many ask at once, and fails when told.
 
-`python -m tests.load.ca DIR PLAN` makes DIR/ca.pem and DIR/ra.p12 (with its password in DIR/ra.password), serves EST over
-mutual TLS on loopback and prints {"port"}. PLAN is JSON: {"delay": seconds that a certificate takes, "cap": how many may be
-asked for at once (more are refused), "fail_after": certificates after which it fails, "fail_seconds": for how long}.
+`python -m tests.load.ca DIR PLAN` makes DIR/ca.pem, DIR/ra.p12 and DIR/ra.pem (with its password in DIR/ra.password), serves
+EST over mutual TLS on loopback and prints {"port"}. PLAN is JSON: {"delay": seconds that a certificate takes, "cap": how
+many may be asked for at once (more are refused), "fail_after": certificates after which it fails, "fail_seconds": for how
+long}.
 Each line on standard input is answered by what it has seen so far; the end of the input ends it.
 """
 
@@ -34,6 +35,7 @@ __all__ = ["Seen", "SlowCa", "slow_ca"]
 
 DER = serialization.Encoding.DER
 PEM = serialization.Encoding.PEM
+FORM = (PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 
 @dataclass
@@ -114,7 +116,11 @@ def _serve(place: Path, plan: dict[str, Any]) -> None:
     key, cert = authority
     place.mkdir(parents=True)
     (place / "ca.pem").write_bytes(cert.public_bytes(PEM))
-    keystore(place / "ra.p12", authority)
+    ra = ec.generate_private_key(ec.SECP256R1())
+    keystore(place / "ra.p12", authority, key=ra)
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "RA")])
+    pem = sign(name, ra.public_key(), cert.subject, key).public_bytes(PEM)
+    (place / "ra.pem").write_bytes(pem + ra.private_bytes(*FORM))
     service = _Service(plan, key, cert)
     server = Server("est", ("127.0.0.1", 0), service, _tls(place, authority), quiet=True)
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
@@ -130,8 +136,7 @@ def _tls(place: Path, authority: tuple[Any, x509.Certificate]) -> ssl.SSLContext
     own = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "localhost")])
     mine = sign(name, own.public_key(), cert.subject, key, sans=[x509.DNSName("localhost")])
-    form = (PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    (place / "server.pem").write_bytes(mine.public_bytes(PEM) + own.private_bytes(*form))
+    (place / "server.pem").write_bytes(mine.public_bytes(PEM) + own.private_bytes(*FORM))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(place / "server.pem")
     context.verify_mode = ssl.CERT_REQUIRED
