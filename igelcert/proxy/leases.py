@@ -34,6 +34,7 @@ __all__ = ["Leases", "alive", "check_place"]
 log = logging.getLogger("igelcert.proxy")
 
 BEAT = 3.0  # seconds between two signs of life
+TROUBLE_SECONDS = 1.0  # before another try, where the last one failed
 MARGIN = 10  # seconds that a lease lasts longer than an exchange with the CA may take
 TRY_SECONDS = 0.03  # between two looks for a free place
 LATER_MAX = 1000
@@ -70,7 +71,11 @@ class Leases:
         self._seconds = context.config.upstream_timeout + MARGIN
         self._lock = threading.Lock()
         self._door = threading.Lock()  # one thread looks for a free place, the others wait behind it
-        self._ended = threading.Event()
+        self._wake = threading.Event()
+        self._ended = False
+        self._given_back: list[
+            int
+        ] = []  # numbers of places: what asked has its answer, and need not wait for that
         self._held: dict[int, float] = {}  # number of a place -> until when it is ours (monotonic)
         self._later: list[Callable[[], object]] = []  # what is to be recorded when the database is back
         self._id = ""
@@ -106,7 +111,8 @@ class Leases:
 
     def close(self) -> None:
         """Gives back everything: this process ends."""
-        self._ended.set()
+        self._ended = True
+        self._wake.set()
         if not self._id:
             return
         with suppress(StorageError), self._db.begin(alone=False) as connection:
@@ -116,8 +122,13 @@ class Leases:
     # ---- signs of life --------------------------------------------------------------------------
 
     def _live(self) -> None:
-        good = True
-        while not self._ended.wait(BEAT if good else 1.0):
+        good, next_beat = True, time.monotonic() + BEAT
+        while not self._ended:
+            self._wake.wait(max(0.0, next_beat - time.monotonic()))
+            self._wake.clear()
+            self._give_back()
+            if time.monotonic() < next_beat:
+                continue
             try:
                 if not good:
                     with self._db.begin(alone=False) as connection:
@@ -128,6 +139,17 @@ class Leases:
                 if good:
                     log.error("this proxy cannot say that it lives: %s", err)
                 good = False
+            next_beat = time.monotonic() + (BEAT if good else TROUBLE_SECONDS)
+
+    def _give_back(self) -> None:
+        with self._lock:
+            numbers = [number for number in self._given_back if number not in self._held]  # not taken again
+            self._given_back = []
+        # where the database is away, a place is free when its lease is over
+        if numbers:
+            with suppress(StorageError), self._db.single() as connection:
+                mine = sa.and_(slots.c.number.in_(numbers), slots.c.holder == self._id)
+                connection.execute(slots.update().where(mine).values(holder="", until=0))
 
     def _beat(self) -> None:
         start = time.monotonic()
@@ -181,10 +203,8 @@ class Leases:
             _place.reset(mark)
             with self._lock:
                 self._held.pop(number, None)
-            # where the database is away, the place is free when its lease is over
-            with suppress(StorageError), self._db.single() as connection:
-                mine = sa.and_(slots.c.number == number, slots.c.holder == self._id)
-                connection.execute(slots.update().where(mine).values(holder="", until=0))
+                self._given_back.append(number)
+            self._wake.set()
 
     def _take(self, deadline: float) -> int | None:
         """The number of a place that was free."""

@@ -76,6 +76,7 @@ def certificate(answer: tuple[int, dict[str, str], bytes]) -> bytes:
 # ---- the CA -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_cap_holds_across_proxies(three: list[Proxy], ca: SlowCa, tmp_path: Path) -> None:
     """A herd at three proxies: the CA sees as many requests at once as it takes, and never one more."""
     members = Member.all(three[0], tmp_path / "fleet", 36, "CAP")
@@ -106,6 +107,7 @@ def test_one_request_at_all_proxies_is_one(three: list[Proxy], ca: SlowCa, tmp_p
     assert [row["state"] for row in rows(three[2], member)] == ["issued"]
 
 
+@pytest.mark.slow
 def test_a_pending_request_goes_on_at_another_proxy(postgres: Cluster, tmp_path: Path) -> None:
     """Over SCEP: the second asks with the transaction and the transport key of the first."""
     with (
@@ -142,6 +144,7 @@ def leases_end(context: Context) -> None:
         connection.exec_driver_sql("UPDATE slots SET until = until - 60 WHERE until > 0")
 
 
+@pytest.mark.slow
 def test_what_a_dead_proxy_held_is_free_when_its_lease_is_over(
     pair: tuple[Proxy, Proxy], tmp_path: Path
 ) -> None:
