@@ -172,7 +172,7 @@ class Connection(TConn):  # type: ignore[misc]
 
 class Worker(ThreadWorker):  # type: ignore[misc]
     """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}; cfg.is_admin(listener's name): plain HTTP
-    there?; cfg.changes_since(position): the changes after it."""
+    there?; cfg.changes_since(position): the changes after it; cfg.hear_changes: see changes.hearing."""
 
     wsgi: Any
 
@@ -190,7 +190,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         super().load_wsgi()
         self.watch = Watch(
-            self.cfg.changes_since, lambda found: self.method_queue.defer(self._changed, found)
+            self.cfg.changes_since,
+            lambda found: self.method_queue.defer(self._changed, found),
+            self.cfg.hear_changes,
         )
         program = self.wsgi
 
