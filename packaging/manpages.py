@@ -60,7 +60,13 @@ PAGES = {
 
 def escape(text: str) -> str:
     """Text as roff prints it: no escapes, no line that begins as a request, hyphens as they are typed."""
-    text = text.replace("\\", r"\e").replace("-", r"\-").replace("…", "...").replace("^", r"\(ha").replace("~", r"\(ti")
+    text = (
+        text.replace("\\", r"\e")
+        .replace("-", r"\-")
+        .replace("…", "...")
+        .replace("^", r"\(ha")
+        .replace("~", r"\(ti")
+    )
     return "\n".join(r"\&" + line if line[:1] in {".", "'"} else line for line in text.split("\n"))
 
 
@@ -171,7 +177,7 @@ def page(name: str) -> str:
     parser: argparse.ArgumentParser = import_module(module)._parser()
     version = import_module("igelcert").__version__
     lines = [
-        r'.\" Written by packaging/manpages.py from the parser of the command; changes belong there.',
+        r".\" Written by packaging/manpages.py from the parser of the command; changes belong there.",
         f'.TH {name.upper()} 1 "" "igelcert {version}" "User Commands"',
         ".SH NAME",
         rf"{escape(name)} \- {escape(line)}",
