@@ -448,9 +448,6 @@ def search(
     state: as recorded, "" for all. since, until: of the last change, seconds since 1970, 0 for no bound.
     """
     query = sa.select(*(enrollments.c[name] for name in COLUMNS), enrollments.c.warnings)
-    if text:
-        fields = ("unit_id", "friendly_name", "subject", "serial", "reason")
-        query = query.where(paging.contains(text, *(enrollments.c[name] for name in fields)))
     if unit_id:
         query = query.where(enrollments.c.unit_id == unit_id)
     if state:
@@ -461,6 +458,9 @@ def search(
         query = query.where(enrollments.c.updated >= since)
     if until:
         query = query.where(enrollments.c.updated < until)
+    if text:  # last: it is the dearest
+        fields = ("unit_id", "friendly_name", "subject", "serial", "reason")
+        query = query.where(paging.contains(text, *(enrollments.c[name] for name in fields)))
     order = (enrollments.c.updated.desc(), enrollments.c.id.desc())
     with context.db.read() as connection:
         return paging.page(connection, query, order, limit, offset)

@@ -23,6 +23,7 @@ from igelcert.proxy import (
     enrollments,
     importing,
     inventory,
+    overview,
     profiles,
 )
 from igelcert.proxy.admin import accounts, sessions
@@ -160,6 +161,35 @@ def test_states_of_devices(context: Context) -> None:
     assert inventory.counts(context) == {state: len(units(state)) for state in inventory.STATES}
     with pytest.raises(SettingsError, match="is no state"):
         inventory.search(context, state="odd")
+
+
+@pytest.mark.parametrize(
+    ("said", "trouble"),
+    [
+        ({}, False),
+        ({"state": "due", "error": None}, False),
+        ({"error": "the CA file is missing"}, True),
+        ({"error": '"'}, True),
+        ({"hooks": "90-radius ended with 1"}, True),
+        ({"state": "damaged"}, True),
+        ({"state": "expired"}, True),
+        ({"friendly_name": 'a", "error": "x'}, False),
+        ({"friendly_name": 'error": "', "serial": '"hooks": "y'}, False),
+    ],
+)
+def test_a_device_that_reports_trouble_is_failing(
+    context: Context, said: dict[str, Any], trouble: bool
+) -> None:
+    """As the overview counts it."""
+    devices.add(context, "A1")
+    device = devices.get(context, "A1")
+    assert device is not None
+    good = {"friendly_name": "lan", "state": "valid", "error": "", "not_after": now() + DAY}
+    devices.report(context, device, {"certs": [good, {**good, "friendly_name": "vpn", **said}]})
+    found = [each.unit_id for each in inventory.search(context, state="failing").items]
+    assert found == (["A1"] if trouble else []) and bool(overview.collect(context).trouble) is trouble
+    devices.report(context, device, {"certs": [good]})
+    assert not inventory.search(context, state="failing").items
 
 
 def test_two_administrators_change_one_device(context: Context) -> None:
