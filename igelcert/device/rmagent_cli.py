@@ -125,7 +125,8 @@ def _act(args: argparse.Namespace, config: Config, log: Log) -> int:
     from .transport import split_url
 
     if args.command == "sync":
-        return Agent(config, log, paced=args.paced).sync()
+        with Agent(config, log, paced=args.paced) as agent:
+            return agent.sync()
     server = args.server or config.server
     if not server:
         raise SettingsError("server", "is not given", hint="rmagent register --server https://HOST:PORT")
