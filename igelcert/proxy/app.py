@@ -7,14 +7,15 @@ import time
 
 from flask import Flask, Response, current_app, g, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from ..codec.http import plain_line
 from ..errors import Error, RemoteProtocolError, StorageError
 from . import admin_routes, est_routes, rmagent_routes, scep_routes
 from .admin import guard, pages, rest
-from .admin.pages.base import problem_page
+from .admin.pages.base import problem_page, takes_cut
 from .context import Context
+from .framing import CUT
 
 __all__ = ["make_admin_app", "make_device_app"]
 
@@ -40,6 +41,12 @@ def make_admin_app(context: Context) -> Flask:
     app.register_blueprint(rest.make(context))
     app.register_blueprint(pages.make(context))
     app.after_request(guard.protect)
+
+    @app.before_request
+    def _cut() -> None:
+        if request.environ.get(CUT) and not takes_cut():
+            raise RequestEntityTooLarge
+
     return app
 
 

@@ -47,6 +47,9 @@ def make(context: Context) -> Blueprint:
         visit: Visit | None = request.environ.get(KEY)
         if not _is_known(found.etag):
             response = jsonify(found.document)
+            # ten thousand devices hear of a change at once; that they act on it at once helps none of them
+            if visit and visit.seconds and (turn := context.upstreams.gate.news()):
+                response.headers["Retry-After"] = str(turn)
         else:
             response = Response(status=304)
             if seconds:

@@ -118,6 +118,8 @@ class _Server(BaseApplication):  # type: ignore[misc]
         """Called in the worker: its connections to database and CA are its own."""
         context = Context.open(self._data)
         self._tls = ServerTls(context)
+        self.cfg.hear_changes = changes.hearing(context)
+        self.cfg.set("worker_exit", lambda _server, _worker: context.leases.close())
         self.cfg.changes_since = lambda position: changes.since(context, position)
         device, admin = make_device_app(context), make_admin_app(context)
 

@@ -28,7 +28,7 @@ from gunicorn.http.errors import ParseException
 from gunicorn.workers.gthread import TConn
 
 from .changes import Change, Watch
-from .framing import FramingError, expects_continue, request_length
+from .framing import CUT, Cut, FramingError, expects_continue, request_length
 from .loop import LINGER_TIME, Loop
 from .waiting import KEY, REQUEST_MAX, Parked, Place, Room, Visit, retry_soon
 
@@ -50,6 +50,8 @@ _REASONS = {
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
 }
+CUT_SECONDS = 60.0
+TURN_MAX = 4 << 20  # octets that a thread reads of one connection before it looks after others
 
 
 class _Gone(Exception):
@@ -74,6 +76,7 @@ class Connection(TConn):  # type: ignore[misc]
         self.request = b""  # the one that waits
         self.parked = False  # with the poller, until it is answered
         self.woken = False
+        self.cut: Cut | None = None  # of a request whose body is too large to be kept
         self.deadline = time.monotonic() + cfg.user_limits["handshake"]
 
     def advance(self) -> int:
@@ -84,7 +87,10 @@ class Connection(TConn):  # type: ignore[misc]
         try:
             if not self.established:
                 self._handshake()
-            while request_length(self.buffer, self.body_max) is None:
+            taken = 0
+            while not self._whole():
+                if taken > TURN_MAX:
+                    return READ
                 if not self.continued and expects_continue(self.buffer):
                     self.continued = True
                     self.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -92,11 +98,25 @@ class Connection(TConn):  # type: ignore[misc]
                 if not data:
                     raise _Gone
                 self.buffer += data
+                taken += len(data)
         except ssl.SSLWantWriteError:
             return WRITE
         except (ssl.SSLWantReadError, BlockingIOError):
             return READ
         return 0
+
+    def _whole(self) -> bool:
+        """Is there a request in the buffer? One of the administration that is too large is cut."""
+        if self.cut is None:
+            try:
+                return request_length(self.buffer, self.body_max) is not None
+            except FramingError as err:
+                if not self.admin or err.status != 413 or (cut := Cut.of(self.buffer)) is None:
+                    raise
+            del self.buffer[: self.buffer.find(b"\r\n\r\n") + 4]
+            self.cut = cut
+            self.deadline = time.monotonic() + CUT_SECONDS
+        return self.cut.take(self.buffer)
 
     def _handshake(self) -> None:
         if not isinstance(self.sock, ssl.SSLSocket):
@@ -110,6 +130,8 @@ class Connection(TConn):  # type: ignore[misc]
 
     def take(self) -> bytes:
         """The octets of the first whole request."""
+        if self.cut is not None:
+            return self.cut.request()
         size = request_length(self.buffer, self.body_max) or 0
         request = bytes(self.buffer[:size])
         del self.buffer[:size]
@@ -172,7 +194,7 @@ class Connection(TConn):  # type: ignore[misc]
 
 class Worker(Loop):
     """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}; cfg.is_admin(listener's name): plain HTTP
-    there?; cfg.changes_since(position): the changes after it."""
+    there?; cfg.changes_since(position): the changes after it; cfg.hear_changes: see changes.hearing."""
 
     wsgi: Any
 
@@ -189,14 +211,22 @@ class Worker(Loop):
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
-        self.watch = Watch(self.cfg.changes_since, lambda found: self.calls.defer(self._changed, found))
+        self.watch = Watch(
+            self.cfg.changes_since,
+            lambda found: self.calls.defer(self._changed, found),
+            self.cfg.hear_changes,
+        )
         program = self.wsgi
 
         def with_visit(environ: dict[str, Any], start_response: Any) -> Any:
             environ[KEY] = self._thread.visit
+            environ[CUT] = self._thread.cut
             return program(environ, start_response)
 
         self.wsgi = with_visit
+        self.log.access = lambda *_: (
+            None
+        )  # the program has a log of its own; gunicorn would put its together in vain
 
     # ---- main thread: accepting, waiting, ending ------------------------------------------------
 
@@ -432,7 +462,7 @@ class Worker(Loop):
         conn.sock.settimeout(SEND_TIMEOUT)
         raw, conn.request = conn.request or conn.take(), b""
         conn.visit = self._thread.visit = conn.visit or Visit(self.room, len(raw))
-        waits = False
+        waits, self._thread.cut = False, conn.cut is not None
         try:
             return self._answer(conn, raw)
         except Parked:
@@ -459,7 +489,7 @@ class Worker(Loop):
         except Exception:
             self.log.exception("answering %s failed", conn.client[0])
             conn.refuse(500, "an internal error occurred; the log of the proxy says more")
-        conn.continued = False
+        conn.continued, conn.cut = False, None
         if not keep or not _read_whole(conn.parser):
             conn.end()
             return LINGER

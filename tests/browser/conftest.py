@@ -98,14 +98,21 @@ class Walk:
         SHOTS.mkdir(parents=True, exist_ok=True)
         for scheme in ("light", "dark"):
             self.page.emulate_media(color_scheme=scheme)
-            self.page.screenshot(path=SHOTS / f"{name}-{scheme}.png", full_page=True)
+            self._picture(f"{name}-{scheme}", 1280, 900)
             self.axe(f"{name} {scheme}")
         self.page.emulate_media(color_scheme="light")
-        self.page.set_viewport_size({"width": 390, "height": 844})
-        self.page.screenshot(path=SHOTS / f"{name}-phone.png", full_page=True)
+        self._picture(f"{name}-phone", 390, 844)
         wide = self.page.evaluate("document.documentElement.scrollWidth")
         assert wide <= 390, f"{name} is {wide} pixels wide on a phone"
+        self.axe(f"{name} phone")
         self.page.set_viewport_size({"width": 1280, "height": 900})
+
+    def _picture(self, name: str, width: int, height: int) -> None:
+        """Of the whole page: the window is as high as that is, so what sticks to its edge stands where it belongs."""
+        self.page.set_viewport_size({"width": width, "height": height})
+        whole = self.page.evaluate("document.documentElement.scrollHeight")
+        self.page.set_viewport_size({"width": width, "height": max(height, min(whole, 6000))})
+        self.page.screenshot(path=SHOTS / f"{name}.png")
 
     def axe(self, name: str) -> None:
         # the page's policy forbids scripts of others: the browser itself, and not the page, runs this one
