@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 import platform
-import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.support.peers import peer
+from tests.support.peers import clean_system, missing, peer
 from tests.support.systems import System, unpack
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -41,21 +40,12 @@ def packages(built: tuple[dict[str, Path], str]) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
-def for_proxy(packages: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def for_proxy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The packages of the proxy's release, built there of the source package, without network."""
-    system = unpack(PROXY_SUITE, "build", tmp_path_factory.mktemp("build") / "root")
-    at = system.at("/build")
-    at.mkdir()
-    for source in packages["igelcert-device"].parent.glob("*.tar.*"):
-        (at / source.name).write_bytes(source.read_bytes())
-    description = next(packages["igelcert-device"].parent.glob("*.dsc"))
-    (at / description.name).write_bytes(description.read_bytes())
-    script = f"cd /build && dpkg-source --extract {description.name} tree && cd tree && dpkg-buildpackage --build=binary"
-    system.run("sh", "-c", script, network=False, timeout=300)
-    out = tmp_path_factory.mktemp("packages-of-the-proxy")
-    found = {path.name.partition("_")[0]: Path(shutil.move(path, out)) for path in at.glob("*.deb")}
-    shutil.rmtree(system.root)
-    return found
+    if os.geteuid() != 0:
+        missing("chroot", "run the tests as root")
+    archive = str(clean_system(PROXY_SUITE, "build"))
+    return package(tmp_path_factory.mktemp("packages-of-the-proxy"), "--no-lint", "--in", archive)[0]
 
 
 @pytest.fixture(scope="module")

@@ -45,8 +45,10 @@ SYSTEM = {
     "openvpn": "openvpn",
     "pk12util": "pk12util",
     "qemu-aarch64": "qemu-aarch64-static",
+    "skopeo": "skopeo",
     "strongswan": "pki",
     "swanctl": "swanctl",
+    "umoci": "umoci",
     "wpa_supplicant": "wpa_supplicant",
     "Xvfb": "Xvfb",
 }
