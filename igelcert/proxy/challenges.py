@@ -36,9 +36,8 @@ FRESH = 2700  # seconds in which a challenge is worth handing out: the device ha
 RETRY_SECONDS = 60
 
 
-def hand_out(context: Context, device: Device, found: Effective) -> Effective:
-    """The settings with a challenge in each certificate that the device is going to ask for."""
-    config = in_force(context)
+def hand_out(context: Context, config: CaConfig | None, device: Device, found: Effective) -> Effective:
+    """The settings with a challenge in each certificate that the device is going to ask for. config: see `in_force`."""
     if config is None:
         return found
     document = copy.deepcopy(found.document)

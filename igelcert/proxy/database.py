@@ -21,6 +21,7 @@ from sqlalchemy.ext.compiler import compiles
 
 from ..errors import StorageError
 from . import postgres, schema
+from .writing import Writing
 
 __all__ = ["Database", "moment", "now"]
 
@@ -73,6 +74,7 @@ class Database:
             self._reader = self.engine.execution_options(reading=True)
         self._local = threading.local()
         self._writer = threading.Lock()
+        self._writing = None if self.shared else Writing(self.engine.begin)
 
     def __repr__(self) -> str:
         return f"<Database {self.engine.dialect.name}>"
@@ -88,17 +90,19 @@ class Database:
         alone: no other such transaction runs beside it, at any proxy, so what it has read stays true. Without, its
         statements must hold by themselves: on SQLite nothing is beside them either.
         """
-        with self._turn(alone), self._transaction(self.engine) as connection:
-            if self.shared and alone:
+        if self._writing is not None:
+            with self._in_words(), self._writing.part() as connection:
+                yield connection
+            return
+        with self._turn(alone), self._in_words(), self.engine.begin() as connection:
+            if alone:
                 connection.execute(_LOCK, {"number": WRITER})
             yield connection
 
     @contextmanager
     def _turn(self, alone: bool) -> Iterator[None]:
-        """SQLite has one writer at a time, and who finds it busy sleeps and looks again, for up to a tenth of a second:
-        the threads of this process queue up here instead. On PostgreSQL, those that want to be alone: they would
-        wait with a connection each."""
-        if self.shared and not alone:
+        """Of this process's threads that want to be alone on PostgreSQL: they would wait with a connection each."""
+        if not alone:
             yield
         elif self._writer.acquire(timeout=BUSY_SECONDS):
             try:
@@ -117,7 +121,7 @@ class Database:
         if outer is not None:
             yield outer
             return
-        with self._transaction(self._reader) as connection:
+        with self._in_words(), self._reader.begin() as connection:
             self._local.reading = connection
             try:
                 yield connection
@@ -126,13 +130,17 @@ class Database:
 
     def single(self) -> AbstractContextManager[sa.Connection]:
         """For one statement that writes and holds by itself: on PostgreSQL in one round trip."""
-        return self._transaction(self._reader) if self.shared else self.begin()
+        return self._statement() if self.shared else self.begin()
 
     @contextmanager
-    def _transaction(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+    def _statement(self) -> Iterator[sa.Connection]:
+        with self._in_words(), self._reader.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _in_words(self) -> Iterator[None]:
         try:
-            with engine.begin() as connection:
-                yield connection
+            yield
         except sa.exc.IntegrityError:
             raise
         except DatabaseError as err:

@@ -90,6 +90,12 @@ _GIVEN_OUT = (
     .where(enrollments.c.certificate_sha256 == sa.bindparam("digest"))
     .limit(1)
 )
+_OWNER = (
+    sa.select(enrollments.c.unit_id)
+    .join(devices, devices.c.unit_id == enrollments.c.unit_id)
+    .where(enrollments.c.certificate_sha256 == sa.bindparam("digest"))
+    .limit(1)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -417,14 +423,8 @@ def under_way(context: Context, ask: Ask) -> bool:
 
 def owner_of(context: Context, certificate: bytes) -> str | None:
     """The unit ID of the device, still known, that got this certificate."""
-    digest = hashlib.sha256(certificate).hexdigest()
-    query = (
-        sa.select(enrollments.c.unit_id)
-        .join(devices, devices.c.unit_id == enrollments.c.unit_id)
-        .where(enrollments.c.certificate_sha256 == digest)
-    )
     with context.db.read() as connection:
-        return connection.execute(query.limit(1)).scalar()
+        return connection.execute(_OWNER, {"digest": hashlib.sha256(certificate).hexdigest()}).scalar()
 
 
 def listing(context: Context, *, unit_id: str = "", limit: int = 1000) -> list[Any]:

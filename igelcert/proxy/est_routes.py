@@ -60,10 +60,12 @@ def _cacerts(context: Context, client: Client) -> list[bytes]:
                 status_hint=401,
             )
         return certs
-    device, _ = client.renewing_device()
+    with context.db.read():
+        device, _ = client.renewing_device()
+        version = current_version(context)
     g.unit_id = device.unit_id
     try:
-        return cacerts.fresh(context, context.upstreams.current())
+        return cacerts.fresh(context, context.upstreams.current(version))
     except Error as err:
         raise RemoteProtocolError(
             f"the CA cannot be asked for its certificates: {err}", status_hint=503

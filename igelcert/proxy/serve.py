@@ -121,6 +121,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         self.cfg.hear_changes = changes.hearing(context)
         self.cfg.set("worker_exit", lambda _server, _worker: context.leases.close())
         self.cfg.changes_since = lambda position: changes.since(context, position)
+        self.cfg.note_lag = context.upstreams.gate.note_lag
         device, admin = make_device_app(context), make_admin_app(context)
 
         def program(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:

@@ -72,6 +72,7 @@ class ServerTls:
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.minimum_version = ssl.TLSVersion.TLSv1_2
         tls.options |= ssl.OP_NO_RENEGOTIATION
+        tls.num_tickets = 1  # each holds the client's certificate, and devices use none
         tls.verify_mode = ssl.CERT_OPTIONAL  # registration and /cacerts are anonymous
         tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         plain = serialization.load_pem_private_key(key, password)

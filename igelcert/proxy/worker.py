@@ -77,6 +77,7 @@ class Connection(TConn):  # type: ignore[misc]
         self.parked = False  # with the poller, until it is answered
         self.woken = False
         self.cut: Cut | None = None  # of a request whose body is too large to be kept
+        self.since = 0.0  # when it was handed to the threads
         self.deadline = time.monotonic() + cfg.user_limits["handshake"]
 
     def advance(self) -> int:
@@ -137,6 +138,17 @@ class Connection(TConn):  # type: ignore[misc]
         del self.buffer[:size]
         return request
 
+    def has_gone(self) -> bool:
+        """Did an idle client close the connection? What it sends instead is kept."""
+        try:
+            data = self.sock.recv(READ_SIZE)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            return False
+        except OSError:
+            return True
+        self.buffer += data
+        return not data
+
     def overhear(self) -> bool:
         """Keeps what a waiting client sends for afterwards. False: it is gone, or sends more than is kept."""
         try:
@@ -194,7 +206,8 @@ class Connection(TConn):  # type: ignore[misc]
 
 class Worker(Loop):
     """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}; cfg.is_admin(listener's name): plain HTTP
-    there?; cfg.changes_since(position): the changes after it; cfg.hear_changes: see changes.hearing."""
+    there?; cfg.changes_since(position): the changes after it; cfg.hear_changes: see changes.hearing;
+    cfg.note_lag(seconds): a connection waited for a thread."""
 
     wsgi: Any
 
@@ -247,6 +260,7 @@ class Worker(Loop):
         self._wait(Connection(self.cfg, client, address, server, admin=admin), READ)
 
     def enqueue_req(self, conn: Connection) -> None:
+        conn.since = time.monotonic()
         pool = self.admin_pool if conn.admin else self.tpool
         try:
             work = pool.submit(self.handle, conn)
@@ -301,6 +315,9 @@ class Worker(Loop):
             return
         self._forget(conn)
         if conn.idle:
+            if conn.has_gone():  # most do; a thread has nothing to do with that
+                self._close(conn)
+                return
             conn.idle = False
             conn.deadline = time.monotonic() + self.cfg.user_limits["request"]
         self.enqueue_req(conn)
@@ -441,6 +458,8 @@ class Worker(Loop):
 
     def handle(self, conn: Connection) -> Any:
         """One step of a connection; never waits for the client but for SEND_TIMEOUT while answering."""
+        if not conn.admin:
+            self.cfg.note_lag(time.monotonic() - conn.since)
         try:
             wants = 0 if conn.request else conn.advance()
             return wants if wants else self._serve(conn)

@@ -33,6 +33,9 @@ def main() -> int:
     )
     parser.add_argument("--devices", type=int, metavar="N", help="devices of storm and idle (at most 20000)")
     parser.add_argument("--outage", type=float, metavar="SECONDS", help="for which the CA fails in the storm")
+    parser.add_argument(
+        "--delay", type=float, metavar="SECONDS", help="that the CA takes in the storm (default 0.05)"
+    )
     parser.add_argument("--rounds", type=int, metavar="N", help="rounds of what is compared")
     parser.add_argument("--json", type=Path, metavar="FILE", help="the rows")
     args = parser.parse_args()
@@ -41,6 +44,8 @@ def main() -> int:
         size = replace(size, storm=min(args.devices, 20_000), idle=min(args.devices, 20_000))
     if args.outage is not None:
         size = replace(size, outage=args.outage)
+    if args.delay is not None:
+        size = replace(size, delay=args.delay)
     if args.rounds:
         size = replace(size, rounds=args.rounds)
     rows = []

@@ -154,7 +154,7 @@ class Player:
                 state = notes.failed(
                     state,
                     mark="m",
-                    text="",
+                    text="failed",
                     now=now,
                     refused=False,
                     retry_after=after,

@@ -24,14 +24,14 @@ from .stage import Stage, nginx, over_est, over_scep
 
 __all__ = ["FULL", "QUICK", "SCENARIOS", "Row", "Size", "as_json", "table"]
 
-CAP, DELAY = 8, 0.05  # of the CA in the storm: 160 certificates a second
+CAP = 8  # requests that the CA of the storm takes at once
 HALF_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
     """rounds: of what is compared, in turn; each: enrollments in one; storm, idle: devices; outage, rest: seconds;
-    full: devices in the databases of the curve."""
+    full: devices in the databases of the curve; delay: seconds that the CA of the storm takes for a certificate."""
 
     rounds: int
     each: int
@@ -40,6 +40,7 @@ class Size:
     idle: int
     rest: float
     full: tuple[int, ...]
+    delay: float = 0.05
 
 
 FULL = Size(7, 400, 10_000, 60.0, 5_000, 30.0, (10, 1_000, 100_000))
@@ -196,8 +197,8 @@ class _Memory(threading.Thread):
 def storm(place: Path, size: Size) -> list[Row]:
     """A profile is assigned to all devices while they wait for it; the CA fails when it has issued half of them."""
     count, begun = size.storm, 0.0
-    limit = 120.0 + 4 * (count * DELAY / CAP + size.outage)
-    ca = {"delay": DELAY, "cap": CAP, "fail_after": count // 2, "fail_seconds": size.outage}
+    limit = 120.0 + 4 * (count * size.delay / CAP + size.outage)
+    ca = {"delay": size.delay, "cap": CAP, "fail_after": count // 2, "fail_seconds": size.outage}
     with over_est(_made(place / "storm"), count, assigned=False, **ca) as stage:
 
         def change(result: Result) -> None:
@@ -217,16 +218,16 @@ def storm(place: Path, size: Size) -> list[Row]:
         memory[0].stop()
         cpu = stage.cost().cpu - before[0]
         assert stage.ca is not None
-        return _storm_rows(count, size.outage, begun, result, stage.ca.seen(), memory[0].sizes, cpu)
+        return _storm_rows(count, size.delay, begun, result, stage.ca.seen(), memory[0].sizes, cpu)
 
 
 def _storm_rows(
-    count: int, outage: float, begun: float, result: Result, seen: Seen, sizes: list[float], cpu: float
+    count: int, delay: float, begun: float, result: Result, seen: Seen, sizes: list[float], cpu: float
 ) -> list[Row]:
     asks = [row for row in result.rows if "status" in row]
     done = {row["unit"]: row for row in asks if row["status"] == 200 and row["right"]}
     took = max((row["at"] + row["answer"] for row in done.values()), default=begun) - begun
-    least = count * DELAY / CAP + (seen.up - seen.down)
+    least = count * delay / CAP + (seen.up - seen.down)
     answers = [row["answer"] * 1000 for row in asks]
     whole = [(row["answer"] + row["connect"]) * 1000 for row in asks]
     heard = [row["at"] - begun for row in result.rows if "heard" in row]

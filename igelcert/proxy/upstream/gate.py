@@ -1,9 +1,9 @@
 """The door to the CA: so many requests at once, a few that wait before it, and a time to come back for all others.
 
 A herd of devices costs no threads: who finds no room is told when its turn comes, by the pace at which the CA answered
-of late. The turns lie one after the other, slightly closer than the CA's pace, so that it is not idle when one does not
-come; who comes and finds no room again gets another turn. While the CA does not answer, one request at a time tries
-whether it does again, and the others' turns go on.
+of late, or that of this proxy where requests wait for a thread. The turns lie one after the other, slightly closer than
+the CA's pace, so that it is not idle when one does not come; who comes and finds no room again gets another turn. While
+the CA does not answer, one request at a time tries whether it does again, and the others' turns go on.
 """
 
 from __future__ import annotations
@@ -21,11 +21,12 @@ __all__ = ["Busy", "Gate"]
 
 LEAST = 2  # seconds to a turn
 MOST = 3_600
-FIRST_PACE = 0.25  # seconds that a request takes, before one was seen
+FIRST_PACE = 0.1  # seconds that a request takes, before one was seen
 WEIGHT = 0.1  # of the newest request in the pace
 CLOSER = 0.9  # the distance of turns, as a part of the CA's pace
 PROBE_EVERY = 2.0  # seconds between tries of a CA that does not answer
 HIDDEN = 300.0  # seconds for which a CA that does not answer is a queue to devices, and no failure
+LAG = 0.1  # seconds that requests wait for a thread, above which this proxy is what is slow
 NEWS_PACE = 0.005  # seconds between devices that hear of other settings: no proxy enrolls more at once
 
 
@@ -51,8 +52,10 @@ class Gate:
         self._busy = 0
         self._waiting = 0
         self._pace = FIRST_PACE / places  # seconds between two answers
+        self._lag = 0.0  # seconds for which requests wait for a thread
+        self._interval = 0.0  # seconds between two answers, in fact
+        self._answered_at = 0.0
         self._turn = 0.0  # when the next turn is
-        self._news = 0.0
         self._failures = 0  # in a row
         self._failed_at = 0.0  # the first of them
         self._probe_at = 0.0
@@ -76,19 +79,22 @@ class Gate:
     def _enter(self, patience: float, *, bounded: bool) -> None:
         end = self._clock() + patience
         with self._free:
-            if self._down:
-                self._probe()
-            elif self._busy >= self.places:
+            if not self._down and self._busy >= self.places:
                 if bounded and self._waiting >= self._lobby:
                     raise self._later()
-                self._waiting += 1
-                try:
-                    while self._busy >= self.places:
-                        if not self._free.wait(max(0.0, end - self._clock())):
-                            raise self._later()
-                finally:
-                    self._waiting -= 1
+                self._await_place(end)
+            if self._down:
+                self._probe()
             self._busy += 1
+
+    def _await_place(self, end: float) -> None:
+        self._waiting += 1
+        try:
+            while not self._down and self._busy >= self.places:
+                if not self._free.wait(max(0.0, end - self._clock())):
+                    raise self._later()
+        finally:
+            self._waiting -= 1
 
     @property
     def _down(self) -> bool:
@@ -104,8 +110,21 @@ class Gate:
     def answered(self, seconds: float) -> None:
         """The CA answered a request, in so many seconds."""
         with self._free:
+            now = self._clock()
             self._failures = 0
             self._pace += WEIGHT * (seconds / self.places - self._pace)
+            self._interval += WEIGHT * (min(1.0, now - self._answered_at) - self._interval)
+            self._answered_at = now
+
+    def note_lag(self, seconds: float) -> None:
+        """A request waited so long for a thread."""
+        self._lag += WEIGHT * (seconds - self._lag)
+
+    @property
+    def _distance(self) -> float:
+        """Seconds between two turns."""
+        own = self._interval if self._lag > LAG else 0.0
+        return max(self._pace * CLOSER, own)
 
     def failed(self) -> int:
         """The CA did not answer a request, or that it cannot now. When to come back, where this was one of many for
@@ -142,19 +161,19 @@ class Gate:
         # the longer the CA is away, the more rarely it is asked for
         away = (now - self._failed_at) / 4 if self._down else 0.0
         at = max(now + max(LEAST, away), self._turn)
-        self._turn = min(at + self._pace * CLOSER, now + MOST)
+        self._turn = min(at + self._distance, now + MOST)
         return math.ceil(at - now)
 
     @property
     def queue(self) -> int:
         """How many have a turn that is still to come, roughly."""
-        return max(0, int((self._turn - self._clock()) / (self._pace * CLOSER)))
+        return max(0, int((self._turn - self._clock()) / self._distance))
 
     def news(self) -> int:
         """Seconds after which a device that hears of other settings is to act on them: 0 for the first of many, and
-        as many a second as the CA, or this proxy, can do."""
+        as many a second as the CA, or this proxy, can do. Those are turns like others: who is sent away comes after."""
         with self._free:
             now = self._clock()
-            at = max(now, self._news)
-            self._news = at + max(self._pace, NEWS_PACE)
+            at = max(now, self._turn)
+            self._turn = min(at + max(self._distance, NEWS_PACE), now + MOST)
             return int(at - now)
