@@ -67,9 +67,9 @@ PARTS = {
     "urllib": "netclient",
 }
 CORE = {
-    "argparse", "binascii", "collections", "contextlib", "dataclasses", "errno", "functools", "grp", "ipaddress", "os", "pwd", "re",
-    "select", "shutil", "signal", "stat", "struct", "subprocess", "sys", "threading", "time", "typing", "unicodedata",
-    "zlib",
+    "argparse", "binascii", "collections", "contextlib", "dataclasses", "errno", "functools", "grp", "ipaddress", "os",
+    "pwd", "re", "select", "shutil", "signal", "stat", "struct", "subprocess", "sys", "threading", "time", "typing",
+    "unicodedata", "zlib",
 }  # fmt: skip
 
 
