@@ -86,7 +86,7 @@ def _app(name: str, context: Context) -> Flask:
     @app.errorhandler(StorageError)
     def _unavailable(err: StorageError) -> Response:
         log.error("%s", err)
-        if name == "admin" and (page := problem_page(err)) is not None:
+        if name == "admin" and (page := problem_page(context, err)) is not None:
             return page
         return _sentence(503, "the proxy cannot use its database now; its log says more", 60)
 
@@ -94,7 +94,7 @@ def _app(name: str, context: Context) -> Flask:
     @app.errorhandler(SQLAlchemyError)
     @app.errorhandler(Exception)
     def _failed(err: Exception) -> Response:
-        page = problem_page(err) if name == "admin" else None
+        page = problem_page(context, err) if name == "admin" else None
         if isinstance(err, HTTPException):
             return page or _http_error(err)
         log.exception("%s %s failed", request.method, _loggable(request.path))

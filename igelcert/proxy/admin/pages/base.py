@@ -47,6 +47,7 @@ __all__ = [
     "show",
     "takes_cut",
     "to_login",
+    "unsure",
     "upload",
     "wants_lines",
 ]
@@ -143,10 +144,10 @@ def _page(context: Context, *, posts: bool, changes: bool) -> Callable[[Page], P
     return wrap
 
 
-def _refused(status: int, text: str) -> Response:
+def _refused(status: int, text: str, title: str = "That did not work") -> Response:
     if wants_lines():
         return problem_lines(Problems(others=[text]), status)
-    return make_response(render_template("problem.html", title="That did not work", text=text), status)
+    return make_response(render_template("problem.html", title=title, text=text), status)
 
 
 def _sentence(err: SettingsError | ConflictError) -> str:
@@ -203,6 +204,14 @@ def retype() -> bool:
     return typed or any(file.filename for file in request.files.values())
 
 
+def unsure(question: str) -> Response | None:
+    """A page that asks before something is gone for good; None when the form says that its sender was asked."""
+    if request.form.get("sure") == "yes":
+        return None
+    kept = [(name, value) for name, value in request.form.items(multi=True) if name != "csrf"]
+    return make_response(render_template("sure.html", question=question, kept=kept))
+
+
 def takes_cut() -> bool:
     """Is this a form with a file, which is answered even if the file was too large to be kept (framing.Cut)?"""
     return request.endpoint in UPLOADS and request.mimetype == "multipart/form-data"
@@ -239,7 +248,7 @@ def offset_links(endpoint: str, total: int, offset: int, **filters: Any) -> dict
     }
 
 
-def problem_page(err: Exception) -> Response | None:
+def problem_page(context: Context, err: Exception) -> Response | None:
     """For browsers that ask for a page that is not there, and the like; None for programs."""
     if not request.accept_mimetypes.accept_html or request.path.startswith(
         ("/api/", "/metrics", "/healthz", "/readyz")
@@ -256,7 +265,9 @@ def problem_page(err: Exception) -> Response | None:
     text = texts.get(code, "An internal error occurred; the log of the proxy says more.")
     if isinstance(err, Error):
         text = f"{err}."
-    return _refused(code, text)
+    elif "caller" not in g and code != 500:
+        g.caller = guard.browser(context)
+    return _refused(code, text, *(["Not found"] if code == 404 else []))
 
 
 # ---- times --------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from ...keystore import MAX_KEYSTORE
 from ...upstream import Step
 from ...upstream.config import CaConfig, EstSettings, ScepSettings, clear, load
 from ..forms import Problems
-from .base import Answer, caller, done, form, lines, partial, problem_lines, show, upload, wants_lines
+from .base import Answer, caller, done, form, lines, partial, problem_lines, show, unsure, upload, wants_lines
 
 __all__ = ["add"]
 
@@ -48,17 +48,18 @@ def add(routes: Blueprint, context: Context) -> None:
     @routes.post("/ca")
     @form(context)
     def ca_save() -> Answer:
-        kind = _kind()
-        problems = Problems()
+        kind, problems, conflict = _kind(), Problems(), False
         try:
             config = _config(context, kind)
             ca.save(
                 context, config, replace=request.form.get("replace") == "yes", expected=_version(request.form)
             )
             return done("ca_page", "saved")
-        except (SettingsError, ConflictError) as err:
+        except ConflictError as err:
+            problems.add(err)
+            conflict = True
+        except SettingsError as err:
             problems.add(err, SHOWN[kind])
-            conflict = isinstance(err, ConflictError)
         return again(kind, problems, 409 if conflict else 422, conflict=conflict)
 
     @routes.post("/ca/test")
@@ -96,6 +97,8 @@ def add(routes: Blueprint, context: Context) -> None:
     @routes.post("/ca/remove")
     @form(context)
     def ca_remove() -> Answer:
+        if question := unsure("Remove the configuration of the CA and its secrets?"):
+            return question
         clear(context, expected=_version(request.form))
         return done("ca_page", "removed")
 

@@ -25,6 +25,7 @@ from .base import (
     offset_links,
     problem_lines,
     show,
+    unsure,
     upload,
     wants_lines,
 )
@@ -72,6 +73,8 @@ def add(routes: Blueprint, context: Context) -> None:
             if not chosen:
                 raise SettingsError("to", "no device is chosen")
             if request.form.get("do") == "remove":
+                if question := unsure(f"Remove {len(chosen)} devices? Their next request is refused."):
+                    return question
                 registry.remove(context, *chosen)
                 return done("devices", "removed", directory=request.args.get("directory"))
             inventory.move(context, chosen, to)
@@ -144,6 +147,8 @@ def add(routes: Blueprint, context: Context) -> None:
     @routes.post("/devices/u/<unit_id>/remove")
     @form(context)
     def device_remove(unit_id: str) -> Answer:
+        if question := unsure(f"Remove the device {unit_id}? Its next request is refused."):
+            return question
         registry.remove(context, unit_id)
         return done("devices", "removed")
 
@@ -167,6 +172,8 @@ def add(routes: Blueprint, context: Context) -> None:
                 case "add":
                     return done("devices", "made", directory=inventory.make_directory(context, path))
                 case "remove":
+                    if question := unsure(f"Remove the directory {path} and what is assigned to it?"):
+                        return question
                     inventory.remove_directory(context, path)
                     return done("devices", "removed")
                 case "move":

@@ -14,7 +14,7 @@ from ... import devices, inventory, profiles
 from ...context import Context
 from ...profiles import Preview, Stored
 from ..forms import Problems, cert_indexes, document_of, form_of
-from .base import Answer, caller, done, form, lines, partial, problem_lines, show, wants_lines
+from .base import Answer, caller, done, form, lines, partial, problem_lines, show, unsure, wants_lines
 
 __all__ = ["add"]
 
@@ -107,7 +107,11 @@ def add(routes: Blueprint, context: Context) -> None:
             problems.fields["preview_device"] = "No such device is known: give a unit ID."
         else:
             try:
-                found = profiles.preview(document_of(values), device)
+                if caller().may_change:
+                    document = document_of(values)
+                else:  # whose form is not active: it sends none of its fields
+                    document = profiles.must_find(context, values.get("name", "")).document
+                found = profiles.preview(document, device)
             except SettingsError as err:
                 problems.add(err, values)
         if not wants_lines():
@@ -135,6 +139,8 @@ def add(routes: Blueprint, context: Context) -> None:
     @routes.post("/profiles/p/<name>/remove")
     @form(context)
     def profile_remove(name: str) -> Answer:
+        if question := unsure(f"Remove the profile {name}? Devices then remove its certificates."):
+            return question
         profiles.remove(context, name)
         return done("profiles_page", "removed")
 

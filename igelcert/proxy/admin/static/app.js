@@ -66,7 +66,10 @@ document.addEventListener("submit", (event) => {
 
 async function submit(form, button) {
   quiet();
-  if (button?.dataset.ask && !(await ask(button.dataset.ask, button.textContent.trim()))) return;
+  if (button?.dataset.ask) {
+    if (!(await ask(button.dataset.ask, button.textContent.trim()))) return;
+    if (!form.elements.sure) form.insertAdjacentHTML("beforeend", '<input type="hidden" name="sure" value="yes">');
+  }
   if (!(await inSession())) return;
   if (button?.dataset.result) await results(form, button);
   else if (form.id === "import") await importSheet(form);
@@ -103,7 +106,13 @@ document.addEventListener("htmx:afterSettle", (event) => {
 function attend(root) {
   const place = root.querySelector("[aria-invalid=true]") || root.querySelector(".alert:not([hidden])");
   if (place?.matches(".alert")) place.tabIndex = -1;
-  place?.focus();
+  if (place) focus(place);
+}
+
+// A password that is wrong is typed anew.
+function focus(element) {
+  element.focus();
+  if (element.type === "password") element.select();
 }
 
 // a filter that works at once is in the address, too: for coming back
@@ -146,8 +155,8 @@ function refused(form, { fields, others }) {
   const unknown = [...others];
   let first = null;
   for (const [name, text] of Object.entries(fields)) {
-    const element = document.getElementById(name);
-    if (!element || !form.contains(element)) unknown.push(text);
+    const element = form.elements[name];
+    if (!element?.id) unknown.push(text);
     else {
       complain(element, text);
       element.closest("details")?.setAttribute("open", "");
@@ -155,7 +164,7 @@ function refused(form, { fields, others }) {
     }
   }
   if (unknown.length) tell(unknown.join(" "));
-  else first?.focus();
+  else if (first) focus(first);
 }
 
 // ---- import, with its progress
