@@ -44,6 +44,8 @@ SYSTEM = {
     "openssl": "openssl",
     "openvpn": "openvpn",
     "pk12util": "pk12util",
+    "prometheus": "prometheus",
+    "promtool": "promtool",
     "qemu-aarch64": "qemu-aarch64-static",
     "skopeo": "skopeo",
     "strongswan": "pki",
