@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .. import crypto
 from ..errors import CheckError, CryptoError, Error
@@ -12,6 +13,7 @@ from .pkcs10 import CertificationRequest
 
 __all__ = ["CLOCK_SKEW", "Bundle", "NoChain", "check"]
 
+AUTHORITIES_KEPT = 16
 CLOCK_SKEW = 3_600  # seconds by which a fresh certificate may begin in our future
 
 
@@ -45,7 +47,7 @@ def check(
     """
     warnings: list[str] = []
     received = [_parse(der) for der in answer]
-    authorities = _unique([_parse(der) for der in cas])
+    authorities = _unique([_authority(der) for der in cas])
     cert = _pick([c for c in received if c.spki == spki], warnings)
     _dates(cert, now)
     if cert.is_ca:
@@ -55,7 +57,8 @@ def check(
     if request is not None:
         warnings += _changes(request, cert)
     anchors = [ca for ca in authorities if ca.self_issued] or authorities
-    pool = [c.der for c in (*received, *authorities)]
+    # anchors are looked at first anyway, and reading a certificate costs as much as checking its signature
+    pool = [c.der for c in (*received, *authorities) if c is not cert and c not in anchors]
     # a chain counts at the instant it began, too: the clock may lag by the skew
     moment = max(now, cert.not_before)
     try:
@@ -72,7 +75,8 @@ def check(
         ) from None
     if not any(ca.self_issued for ca in authorities):
         warnings.append("the CA gave no root certificate: its intermediate is taken as the anchor")
-    upwards = [_parse(der) for der in chain[1:]]
+    known = {c.der: c for c in (*received, *authorities)}
+    upwards = [known[der] for der in chain[1:]]
     return Bundle(cert, tuple(_unique([*upwards, *authorities])), tuple(warnings))
 
 
@@ -119,6 +123,12 @@ def _parse(der: bytes) -> crypto.Certificate:
         return crypto.parse_certificate(der)
     except Error as err:
         raise CheckError(f"a certificate in the answer is damaged: {err}") from None
+
+
+@lru_cache(AUTHORITIES_KEPT)
+def _authority(der: bytes) -> crypto.Certificate:
+    """The same few come with every answer."""
+    return _parse(der)
 
 
 def _unique(certs: list[crypto.Certificate]) -> list[crypto.Certificate]:

@@ -36,6 +36,7 @@ REFUSED_FIRST, REFUSED_LAST = 60.0, 3_600.0  # of one that does not know us
 NETWORK_SETTLE = 3.0  # an interface that comes up says so several times
 NETWORK_LEAST = 30.0
 HELD_SECONDS = 5.0  # a question that was not refused by then is held
+TURN_LATEST = 3_600  # seconds for which other settings may have to wait
 ANSWER_GRACE = 60.0  # seconds beyond `wait` after which a proxy that has not answered is given up
 RTMGRP = 0x1 | 0x10 | 0x100  # links, IPv4 and IPv6 addresses
 
@@ -269,9 +270,11 @@ class Resident:
             return
         self._recovered()
         if answer.status == 200:
+            # a proxy that tells many devices of a change at once says when each is to act on it
+            turn = now + min(answer.retry_after or 0, TURN_LATEST)
             self._close_watch()
-            self._next_watch = now
-            self._ask_for("other settings", now=True)
+            self._next_watch = turn
+            self._ask_for("other settings", at=turn)
             return
         if answer.headers.get("connection", "").lower() == "close":
             self._close_watch()

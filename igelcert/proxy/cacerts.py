@@ -21,6 +21,11 @@ __all__ = ["ever_known", "fresh", "known", "remember", "trust_version"]
 log = logging.getLogger("igelcert.proxy")
 
 FRESH_SECONDS = 3600
+_OF_VERSION = (
+    sa.select(ca_certificates)
+    .where(ca_certificates.c.config_version == sa.bindparam("version"))
+    .order_by(ca_certificates.c.sha256)
+)
 MAX_TRUST = 200
 
 
@@ -30,7 +35,10 @@ def fresh(context: Context, upstream: Upstream, *, anew: bool = False) -> list[b
     A CA that does not answer leaves what is kept in force; TransportError or RemoteProtocolError when there
     is nothing, or when it was asked for anew.
     """
-    kept, at = known(context, upstream.config.version)
+    version, kept, at = context.kept_cas
+    if version != upstream.config.version or now() - at > FRESH_SECONDS:
+        kept, at = known(context, upstream.config.version)
+        context.kept_cas = (upstream.config.version, kept, at)
     if kept and not anew and now() - at <= FRESH_SECONDS:
         return kept
     try:
@@ -41,14 +49,14 @@ def fresh(context: Context, upstream: Upstream, *, anew: bool = False) -> list[b
         log.warning("the CA certificates are those of %d seconds ago: %s", now() - at, err)
         return kept
     remember(context, upstream.config.version, certs)
+    context.kept_cas = (0, [], 0)
     return certs
 
 
 def known(context: Context, version: int) -> tuple[list[bytes], int]:
     """What is kept for that version of the configuration, and when it was fetched."""
-    query = sa.select(ca_certificates).where(ca_certificates.c.config_version == version)
     with context.db.read() as connection:
-        rows = connection.execute(query.order_by(ca_certificates.c.sha256)).all()
+        rows = connection.execute(_OF_VERSION, {"version": version}).all()
     newest = max((row.fetched_at for row in rows), default=0)
     return [row.der for row in rows if row.fetched_at == newest], newest
 

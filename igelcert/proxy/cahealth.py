@@ -40,10 +40,14 @@ def last(context: Context, version: int) -> Health | None:
 def note(context: Context, version: int, up: bool, text: str = "") -> None:
     """An exchange with that version of the configuration ended so."""
     moment = now()
+    noted = context.health_noted
+    if noted[:2] == (version, up) and moment - noted[2] < QUIET_SECONDS:
+        return
+    context.health_noted = (version, up, moment)
     before = json.loads(context.db.meta(_KEY, "{}"))
     same = before and before["version"] == version and before["up"] == up
     if same and moment - before["at"] < QUIET_SECONDS:
         return
     value = json.dumps({"version": version, "up": up, "at": moment, "text": text[:500]})
-    with context.db.begin() as connection:
+    with context.db.begin(alone=False) as connection:
         Database.put_meta(connection, _KEY, value)

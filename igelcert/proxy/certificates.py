@@ -40,6 +40,21 @@ AGES: dict[str, tuple[int, int]] = {
 }
 
 
+# statements are made once: making one costs as much as running it
+# it stays known until the end of the transaction
+_KNOWN = (
+    sa.select(devices.c.unit_id)
+    .where(devices.c.unit_id == sa.bindparam("unit"))
+    .with_for_update(read=True, key_share=True)
+)
+_WANTED = sa.select(renewals.c.friendly_name, renewals.c.serial).where(
+    renewals.c.unit_id == sa.bindparam("unit")
+)
+_DONE = renewals.delete().where(
+    renewals.c.unit_id == sa.bindparam("unit"), renewals.c.friendly_name == sa.bindparam("name")
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Certificate:
     """asked: when an administrator wanted this very certificate renewed, None when nobody did."""
@@ -55,25 +70,19 @@ class Certificate:
 
 def note(connection: sa.Connection, unit_id: str, friendly_name: str, cert: crypto.Certificate) -> None:
     """The device got this certificate. A device that was removed meanwhile has none."""
-    mine = sa.and_(certificates.c.unit_id == unit_id, certificates.c.friendly_name == friendly_name)
-    connection.execute(certificates.delete().where(mine))
-    known = sa.select(devices.c.unit_id).where(devices.c.unit_id == unit_id)
-    if connection.execute(known).scalar() is None:
+    if connection.execute(_KNOWN, {"unit": unit_id}).scalar() is None:
         return
-    connection.execute(
-        certificates.insert().values(
-            unit_id=unit_id,
-            friendly_name=friendly_name,
-            serial=cert.serial_hex,
-            subject=cert.subject_text,
-            not_before=cert.not_before,
-            not_after=cert.not_after,
-            issued=now(),
-        )
-    )
-    connection.execute(
-        renewals.delete().where(renewals.c.unit_id == unit_id, renewals.c.friendly_name == friendly_name)
-    )
+    row = {
+        "unit_id": unit_id,
+        "friendly_name": friendly_name,
+        "serial": cert.serial_hex,
+        "subject": cert.subject_text,
+        "not_before": cert.not_before,
+        "not_after": cert.not_after,
+        "issued": now(),
+    }
+    Database.put(connection, certificates, row)
+    connection.execute(_DONE, {"unit": unit_id, "name": friendly_name})
 
 
 def forget(connection: sa.Connection, unit_id: str, kept: Sequence[str], before: int) -> None:
@@ -159,9 +168,8 @@ def renew_now(context: Context, unit_id: str, friendly_name: str = "") -> list[s
 
 def wanted_renewals(context: Context, unit_id: str) -> dict[str, str]:
     """Friendly name -> serial number of the certificate that is to be renewed."""
-    query = sa.select(renewals.c.friendly_name, renewals.c.serial).where(renewals.c.unit_id == unit_id)
     with context.db.read() as connection:
-        return {row.friendly_name: row.serial for row in connection.execute(query)}
+        return {row.friendly_name: row.serial for row in connection.execute(_WANTED, {"unit": unit_id})}
 
 
 # ---- figures ------------------------------------------------------------------------------------

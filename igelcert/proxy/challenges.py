@@ -26,7 +26,7 @@ from .schema import ndes_challenges
 from .upstream.config import CaConfig, has_challenges, load
 from .upstream.ndes import fetch_challenge
 
-__all__ = ["RETRY_SECONDS", "check", "hand_out", "spend"]
+__all__ = ["RETRY_SECONDS", "check", "hand_out", "in_force", "spend"]
 
 log = logging.getLogger("igelcert.proxy")
 
@@ -36,9 +36,8 @@ FRESH = 2700  # seconds in which a challenge is worth handing out: the device ha
 RETRY_SECONDS = 60
 
 
-def hand_out(context: Context, device: Device, found: Effective) -> Effective:
-    """The settings with a challenge in each certificate that the device is going to ask for."""
-    config = _config(context)
+def hand_out(context: Context, config: CaConfig | None, device: Device, found: Effective) -> Effective:
+    """The settings with a challenge in each certificate that the device is going to ask for. config: see `in_force`."""
     if config is None:
         return found
     document = copy.deepcopy(found.document)
@@ -59,9 +58,9 @@ def hand_out(context: Context, device: Device, found: Effective) -> Effective:
     )
 
 
-def check(context: Context, device: Device, found: Effective) -> Effective:
-    """As the device should have it now, to compare its CSR with: challenges are those that are out."""
-    config = _config(context)
+def check(config: CaConfig | None, found: Effective) -> Effective:
+    """As the device should have it now, to compare its CSR with: challenges are those that are out.
+    config: see `in_force`."""
     if config is None:
         return found
     certs = tuple(
@@ -73,24 +72,24 @@ def check(context: Context, device: Device, found: Effective) -> Effective:
     return replace(found, certs=certs)
 
 
-def spend(context: Context, ask: enrollments.Ask) -> None:
+def spend(context: Context, config: CaConfig | None, ask: enrollments.Ask) -> None:
     """Marks the challenge of a CSR as used; RemoteProtocolError 503 when it is none that is out.
 
     A request that is known already passes: its challenge is used, and it asks what became of it.
     """
-    config = _config(context)
     if config is None or enrollments.under_way(context, ask):
         return
     current = _current(context, config, ask.unit_id, ask.friendly_name)
     given = ask.csr.challenge or ""
-    if not current or not hmac.compare_digest(current.encode(), given.encode()):
+    good = bool(current) and hmac.compare_digest(current.encode(), given.encode())
+    if good:
+        mine = sa.and_(_mine(ask.unit_id, ask.friendly_name), ndes_challenges.c.used.is_(False))
+        with context.db.begin(alone=False) as connection:
+            good = connection.execute(ndes_challenges.update().where(mine).values(used=True)).rowcount > 0
+    if not good:
         raise RemoteProtocolError(
             "the request has no challenge of NDES that is still good; the settings bring the next one",
             status_hint=503,
-        )
-    with context.db.begin() as connection:
-        connection.execute(
-            ndes_challenges.update().where(_mine(ask.unit_id, ask.friendly_name)).values(used=True)
         )
 
 
@@ -109,8 +108,8 @@ def _due(context: Context, unit_id: str, cert: CertSettings) -> bool:
     return bool(now() >= row.not_after - left - life // 20)
 
 
-def _config(context: Context) -> CaConfig | None:
-    """The configuration when it says where NDES hands out challenges."""
+def in_force(context: Context) -> CaConfig | None:
+    """The CA's configuration when it says where NDES hands out challenges."""
     if not has_challenges(context):  # asked with all settings: nothing is unsealed for that
         return None
     config = load(context)

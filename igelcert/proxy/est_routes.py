@@ -60,10 +60,12 @@ def _cacerts(context: Context, client: Client) -> list[bytes]:
                 status_hint=401,
             )
         return certs
-    device, _ = client.renewing_device()
+    with context.db.read():
+        device, _ = client.renewing_device()
+        version = current_version(context)
     g.unit_id = device.unit_id
     try:
-        return cacerts.fresh(context, context.upstreams.current())
+        return cacerts.fresh(context, context.upstreams.current(version))
     except Error as err:
         raise RemoteProtocolError(
             f"the CA cannot be asked for its certificates: {err}", status_hint=503
@@ -71,10 +73,14 @@ def _cacerts(context: Context, client: Client) -> list[bytes]:
 
 
 def _enroll(context: Context, client: Client, operation: str, label: str | None) -> http.Response:
-    if operation == "simplereenroll":
-        device, renewing = client.renewing_device()
-    else:
-        device, renewing = client.device(), None
+    with context.db.read():
+        if operation == "simplereenroll":
+            device, renewing = client.renewing_device()
+        else:
+            device, renewing = client.device(), None
+        assigned = profiles.effective(context, device)
+        challenged = challenges.in_force(context)
+        version = current_version(context)
     g.unit_id = device.unit_id
     csr = pkcs10.parse(est.csr_from_request(request.get_data(), request.headers.get("Content-Type", "")))
     if renewing is not None and not pkcs10.matches_certificate(csr, renewing):
@@ -82,7 +88,7 @@ def _enroll(context: Context, client: Client, operation: str, label: str | None)
         raise RemoteProtocolError(
             "subject or alternative names differ from the certificate that is renewed", status_hint=403
         )
-    certs = challenges.check(context, device, profiles.effective(context, device)).certs
+    certs = challenges.check(challenged, assigned).certs
     try:
         chosen = policy.choose(csr, device.facts, certs, label)
     except RemoteProtocolError as err:
@@ -91,11 +97,11 @@ def _enroll(context: Context, client: Client, operation: str, label: str | None)
         raise
     ask = enrollments.Ask(device.unit_id, chosen.friendly_name, csr, operation)
     try:
-        challenges.spend(context, ask)
+        challenges.spend(context, challenged, ask)
     except RemoteProtocolError as err:
         enrollments.refuse(context, ask, "refused", str(err))  # the next settings bring a new one
         return est.error_response(err.status_hint, str(err), challenges.RETRY_SECONDS)
-    return _message(relay(context, ask))
+    return _message(relay(context, ask, version))
 
 
 def _message(answer: Answer) -> http.Response:

@@ -395,9 +395,10 @@ def effective(context: Context, device: Device) -> Effective:
 
     Of equal friendly names the first one stands.
     """
-    rows = _assigned(context, device)
+    with context.db.read():
+        rows = _assigned(context, device)
+        wanted = certificates.wanted_renewals(context, device.unit_id)
     found: Effective = context.merged(tuple((row.name, row.sealed, row.passthrough) for row in rows))
-    wanted = certificates.wanted_renewals(context, device.unit_id)
     return _renewing(context, found, wanted) if wanted else found
 
 

@@ -37,16 +37,21 @@ def make(context: Context) -> Blueprint:
 
     @routes.get("/settings")
     def settings() -> Response:
-        device = client_of(context, request.environ).device()
-        g.unit_id = device.unit_id
+        client = client_of(context, request.environ)
         seconds = preferred_wait(request.headers.get("Prefer", ""), WAIT_MAX)
-        since = (
-            changes.newest(context) if seconds else 0
-        )  # before the settings: what changes later is noticed
-        found = challenges.hand_out(context, device, profiles.effective(context, device))
+        with context.db.read():  # one view: what changes later has a later id
+            device = client.device()
+            since = changes.newest(context) if seconds else 0
+            found = profiles.effective(context, device)
+            challenged = challenges.in_force(context)
+        g.unit_id = device.unit_id
+        found = challenges.hand_out(context, challenged, device, found)
         visit: Visit | None = request.environ.get(KEY)
         if not _is_known(found.etag):
             response = jsonify(found.document)
+            # ten thousand devices hear of a change at once; that they act on it at once helps none of them
+            if visit and visit.seconds and (turn := context.upstreams.gate.news()):
+                response.headers["Retry-After"] = str(turn)
         else:
             response = Response(status=304)
             if seconds:

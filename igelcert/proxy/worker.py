@@ -1,6 +1,6 @@
-"""gunicorn's thread worker, changed so that no client can hold up another.
+"""A worker for gunicorn in which no client can hold up another.
 
-The original gives a thread to every connection until its handshake is done and its request is read,
+gunicorn's thread worker gives a thread to every connection until its handshake is done and its request is read,
 and lingers on closing ones in its accept loop. Here a thread only works on octets that have arrived:
 handshake and reading never block, waiting is the poller's, each wait ends at a deadline, and the
 threads are for whole requests. A request that waits for a change (waiting.py) is parked with the poller,
@@ -25,10 +25,11 @@ from typing import Any
 from gunicorn import sock as gunicorn_sock
 from gunicorn.http import RequestParser
 from gunicorn.http.errors import ParseException
-from gunicorn.workers.gthread import TConn, ThreadWorker
+from gunicorn.workers.gthread import TConn
 
 from .changes import Change, Watch
 from .framing import CUT, Cut, FramingError, expects_continue, request_length
+from .loop import LINGER_TIME, Loop
 from .waiting import KEY, REQUEST_MAX, Parked, Place, Room, Visit, retry_soon
 
 __all__ = ["BODY_MAX", "Connection", "Worker"]
@@ -41,7 +42,6 @@ BODY_MAX = 65_536  # octets of a device's request body
 ADMIN_BODY_MAX = 4 << 20
 ADMIN_THREADS = 4
 SEND_TIMEOUT = 10.0
-LINGER_TIME = 2.0
 READ_SIZE = 65_536
 PROBE_AFTER, PROBE_EVERY, PROBES = 60, 20, 3  # TCP keep-alive of who waits: seconds, seconds, times
 _REASONS = {
@@ -77,6 +77,7 @@ class Connection(TConn):  # type: ignore[misc]
         self.parked = False  # with the poller, until it is answered
         self.woken = False
         self.cut: Cut | None = None  # of a request whose body is too large to be kept
+        self.since = 0.0  # when it was handed to the threads
         self.deadline = time.monotonic() + cfg.user_limits["handshake"]
 
     def advance(self) -> int:
@@ -137,6 +138,17 @@ class Connection(TConn):  # type: ignore[misc]
         del self.buffer[:size]
         return request
 
+    def has_gone(self) -> bool:
+        """Did an idle client close the connection? What it sends instead is kept."""
+        try:
+            data = self.sock.recv(READ_SIZE)
+        except (ssl.SSLWantReadError, ssl.SSLWantWriteError, BlockingIOError):
+            return False
+        except OSError:
+            return True
+        self.buffer += data
+        return not data
+
     def overhear(self) -> bool:
         """Keeps what a waiting client sends for afterwards. False: it is gone, or sends more than is kept."""
         try:
@@ -192,9 +204,10 @@ class Connection(TConn):  # type: ignore[misc]
             self.sock.shutdown(socket.SHUT_WR)
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]
+class Worker(Loop):
     """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}; cfg.is_admin(listener's name): plain HTTP
-    there?; cfg.changes_since(position): the changes after it."""
+    there?; cfg.changes_since(position): the changes after it; cfg.hear_changes: see changes.hearing;
+    cfg.note_lag(seconds): a connection waited for a thread."""
 
     wsgi: Any
 
@@ -212,7 +225,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         super().load_wsgi()
         self.watch = Watch(
-            self.cfg.changes_since, lambda found: self.method_queue.defer(self._changed, found)
+            self.cfg.changes_since,
+            lambda found: self.calls.defer(self._changed, found),
+            self.cfg.hear_changes,
         )
         program = self.wsgi
 
@@ -222,6 +237,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return program(environ, start_response)
 
         self.wsgi = with_visit
+        self.log.access = lambda *_: (
+            None
+        )  # the program has a log of its own; gunicorn would put its together in vain
 
     # ---- main thread: accepting, waiting, ending ------------------------------------------------
 
@@ -242,13 +260,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._wait(Connection(self.cfg, client, address, server, admin=admin), READ)
 
     def enqueue_req(self, conn: Connection) -> None:
+        conn.since = time.monotonic()
         pool = self.admin_pool if conn.admin else self.tpool
         try:
             work = pool.submit(self.handle, conn)
         except RuntimeError:  # the pool is shutting down
             self._close(conn)
             return
-        work.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+        work.add_done_callback(lambda done: self.calls.defer(self.finish_request, conn, done))
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
         result: Any = GONE if fs.cancelled() or fs.exception() else fs.result()
@@ -296,6 +315,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             return
         self._forget(conn)
         if conn.idle:
+            if conn.has_gone():  # most do; a thread has nothing to do with that
+                self._close(conn)
+                return
             conn.idle = False
             conn.deadline = time.monotonic() + self.cfg.user_limits["request"]
         self.enqueue_req(conn)
@@ -330,8 +352,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._forget(conn)
             self._close(conn)
 
-    def murder_pending(self) -> None:
-        """Ends the waits that are over; called in every turn of the loop."""
+    def sweep(self) -> None:
+        """Ends the waits that are over."""
         now = time.monotonic()
         if self.nr_conns >= self.worker_connections:
             self._shed()
@@ -345,15 +367,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._wake(conn)
         self._answer_parked()
 
-    def murder_keepalived(self, force: bool = False) -> None:
-        if force:
-            for conn in list(self.waiting):
-                self._forget(conn)
-                self._close(conn)
-            self.watch.stop()
-            self.admin_pool.shutdown(wait=False)
+    def release(self) -> None:
+        for conn in list(self.waiting):
+            self._forget(conn)
+            self._close(conn)
+        self.watch.stop()
+        self.admin_pool.shutdown(wait=False)
 
-    def _cap_keepalive(self, deadline: float) -> None:
+    def leave(self, deadline: float) -> None:
         """Shutdown: who has sent nothing of a request does not keep us, and who waits is to wait elsewhere."""
         self.room.closed = True
         for conn in list(self.parked.values()):
@@ -437,6 +458,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
 
     def handle(self, conn: Connection) -> Any:
         """One step of a connection; never waits for the client but for SEND_TIMEOUT while answering."""
+        if not conn.admin:
+            self.cfg.note_lag(time.monotonic() - conn.since)
         try:
             wants = 0 if conn.request else conn.advance()
             return wants if wants else self._serve(conn)
@@ -486,7 +509,20 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self.log.exception("answering %s failed", conn.client[0])
             conn.refuse(500, "an internal error occurred; the log of the proxy says more")
         conn.continued, conn.cut = False, None
-        if not keep or not conn.parser.finish_body() or conn.parser.unreader.buf.getvalue():
+        if not keep or not _read_whole(conn.parser):
             conn.end()
             return LINGER
         return AGAIN if conn.buffer else SERVED
+
+
+def _read_whole(parser: Any) -> bool:
+    """Did gunicorn see the request end where we did? What the program left of the body is read."""
+    body = parser.mesg.body
+    if getattr(body, "failed", False):
+        return False
+    try:
+        while body.read(READ_SIZE):
+            pass
+    except (ParseException, OSError):
+        return False
+    return not parser.unreader.buf.getvalue()

@@ -17,10 +17,11 @@ from ... import crypto
 from ...codec.pkcs10 import CertificationRequest
 from ...errors import Error, StorageError, TransportError
 from ...model import Outcome
-from .. import cahealth, figures
+from .. import cahealth
 from ..schema import enrollments
 from .config import CaConfig, EstSettings, current_version, load
 from .est import EstUpstream
+from .gate import Busy, Gate
 from .scep import ScepUpstream
 from .scepkeys import TransportKeys
 from .steps import Step, Ticket
@@ -28,7 +29,10 @@ from .steps import Step, Ticket
 if TYPE_CHECKING:
     from ..context import Context
 
-__all__ = ["ScepUpstream", "Step", "Ticket", "Upstream", "Upstreams"]
+__all__ = ["Busy", "ScepUpstream", "Step", "Ticket", "Upstream", "Upstreams"]
+
+
+SLOT_SECONDS = 20.0  # that a request waits for a place which cannot be told to come back
 
 
 class Upstream(Protocol):
@@ -57,12 +61,14 @@ class Upstreams:
         self._lock = threading.Lock()
         self._current: Upstream | None = None
         self._keys = TransportKeys(context)
-        self._slots = threading.BoundedSemaphore(context.config.upstream_parallel)
-        figures.CA_CAP.set(context.config.upstream_parallel)
+        config = context.config
+        self.gate = Gate(config.upstream_parallel, max(1, config.threads // 4), config.upstream_wait)
 
-    def current(self) -> Upstream:
-        """As the database has it now; TransportError (link "config") when no CA is configured."""
-        version = current_version(self._context)
+    def current(self, version: int | None = None) -> Upstream:
+        """As the database has it now; TransportError (link "config") when no CA is configured. version: its version,
+        for who has just read that."""
+        if version is None:
+            version = current_version(self._context)
         with self._lock:
             if self._current is None or self._current.config.version != version:
                 if self._current is not None:
@@ -89,15 +95,25 @@ class Upstreams:
             return connection.execute(query.limit(1)).scalar() is not None
 
     @contextmanager
+    def place(self, *, patience: float | None = None) -> Iterator[None]:
+        """A place at the CA, of this process and of all proxies together; Busy when there is none."""
+        seconds = self._context.config.upstream_wait if patience is None else patience
+        with self.gate.place(patience=patience), self._context.leases.place(seconds) as free:
+            if not free:
+                raise self.gate.later()
+            yield
+
+    @contextmanager
     def slot(self) -> Iterator[None]:
-        """One of the places at the CA: a herd of devices waits here, not there."""
-        with figures.CA_WAITING.track_inprogress():
-            free = self._slots.acquire(timeout=self._context.config.upstream_wait)
-        if not free:
-            raise TransportError("too many requests wait for the CA", link="busy")
+        """One of the places at the CA, for an exchange with it. Busy, a TransportError."""
+        with self.place(patience=SLOT_SECONDS), self.exchange():
+            yield
+
+    @contextmanager
+    def exchange(self) -> Iterator[None]:
+        """Notes how what is asked of the CA ends."""
         try:
-            with figures.CA_BUSY.track_inprogress():
-                yield
+            yield
         except TransportError as err:
             self._note(False, str(err))
             raise
@@ -106,8 +122,6 @@ class Upstreams:
             raise
         else:
             self._note(True)
-        finally:
-            self._slots.release()
 
     def _note(self, up: bool, text: str = "") -> None:
         current = self._current

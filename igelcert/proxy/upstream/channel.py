@@ -6,6 +6,9 @@ What fails is told by its link: name, tcp, tls-trust, tls-client, timeout, http.
 from __future__ import annotations
 
 import contextlib
+import heapq
+import itertools
+import math
 import socket
 import ssl
 import threading
@@ -26,6 +29,7 @@ from ... import crypto
 from ...codec.http import Request, Response, plain_line
 from ...errors import Error, RemoteProtocolError, SettingsError, TransportError
 from ..figures import ca_exchange
+from ..leases import check_place
 from .steps import Step
 
 __all__ = ["Channel", "client_context", "date"]
@@ -73,6 +77,7 @@ class Channel:
 
     def send(self, request: Request) -> Response:
         """The answer; redirects are not followed. TransportError, RemoteProtocolError."""
+        check_place(self._timeout)
         with ca_exchange(), _Watch(self._timeout) as watch:
             try:
                 answer = self._pool.urlopen(
@@ -260,24 +265,63 @@ class _Watch:
 
     def __init__(self, seconds: float) -> None:
         self.fired = False
+        self.over = False
         self.sock: socket.socket | None = None
-        self._timer = threading.Timer(seconds, self._cut)
-        self._timer.daemon = True
+        self.end = time.monotonic() + seconds
 
     def __enter__(self) -> _Watch:
         _watched.watch = self
-        self._timer.start()
+        _watchman.watch(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._timer.cancel()
+        self.over = True
+        self.sock = None
         _watched.watch = None
 
-    def _cut(self) -> None:
-        self.fired = True
-        if self.sock is not None:
-            with contextlib.suppress(OSError):
-                self.sock.shutdown(socket.SHUT_RDWR)
+    def cut(self) -> None:
+        sock = self.sock
+        if not self.over:
+            self.fired = True
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+
+
+class _Watchman:
+    """One thread for all exchanges: a timer for each would cost each a thread."""
+
+    def __init__(self) -> None:
+        self._news = threading.Condition()
+        self._watches: list[tuple[float, int, _Watch]] = []  # a heap, by their ends
+        self._count = itertools.count()
+        self._wakes_at = 0.0
+        self._thread: threading.Thread | None = None
+
+    def watch(self, watch: _Watch) -> None:
+        with self._news:
+            heapq.heappush(self._watches, (watch.end, next(self._count), watch))
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="exchanges", daemon=True)
+                self._thread.start()
+            elif watch.end < self._wakes_at:
+                self._news.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._news:
+                while self._watches and self._watches[0][2].over:
+                    heapq.heappop(self._watches)
+                self._wakes_at = self._watches[0][0] if self._watches else math.inf
+                now = time.monotonic()
+                if now < self._wakes_at:
+                    self._news.wait(None if math.isinf(self._wakes_at) else self._wakes_at - now)
+                    continue
+                watch = heapq.heappop(self._watches)[2]
+            watch.cut()
+
+
+_watchman = _Watchman()
 
 
 def _tls_failure(name: str, err: ssl.SSLError | None, trust_hint: str) -> TransportError:

@@ -39,6 +39,8 @@ __all__ = [
 ]
 
 _PLACE = "ca_config"
+_VERSION = sa.select(ca_config.c.version)
+_SETTINGS = sa.select(ca_config.c.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +301,7 @@ def show(context: Context) -> Any | None:
 def current_version(context: Context) -> int:
     """The version of the configuration; 0 when there is none."""
     with context.db.read() as connection:
-        return connection.execute(sa.select(ca_config.c.version)).scalar() or 0
+        return connection.execute(_VERSION).scalar() or 0
 
 
 def load(context: Context) -> CaConfig | None:
@@ -322,7 +324,7 @@ def has_challenges(context: Context) -> bool:
 
 
 def _has_challenges(connection: sa.Connection) -> bool:
-    found = connection.execute(sa.select(ca_config.c.settings)).scalar()
+    found = connection.execute(_SETTINGS).scalar()
     return found is not None and bool(json.loads(found).get("ndes_url"))
 
 

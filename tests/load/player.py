@@ -1,0 +1,224 @@
+"""One process of simulated devices: `python -m tests.load.player PLAN`, started by tests/load/crew.py.
+
+PLAN is JSON: {"fleet", "trust", "port", "first", "count", "part", "seconds", ...}: this process plays `count` devices of the
+fleet from `first` on. It prints {"ready": N} when it is prepared, begins at a line on standard input, and
+prints a JSON line for each exchange and {"cpu", "done"} at its end. Times are monotonic seconds, which all processes of a
+machine share.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import resource
+import ssl
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from igelcert import crypto
+from igelcert.codec import est, pkcs10
+from igelcert.codec.http import Response
+from igelcert.device import notes
+from igelcert.errors import Error
+from igelcert.model import Issued, Pending, Refused
+
+from . import fleet
+from .loop import Line, Loop, Task, Timing
+
+PATIENCE = 60.0
+WAIT = 600
+STARTERS = 16
+SETTINGS = "/rmagent/settings"
+
+
+@dataclass(slots=True)
+class Device:
+    """A device of the fleet. asks: requests to enroll that it makes."""
+
+    unit: str
+    pem: str
+
+
+class Player:
+    """parts: what its devices do."""
+
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.plan = plan
+        place = Path(plan["fleet"])
+        names = fleet.Fleet(place).units[plan["first"] : plan["first"] + plan["count"]]
+        self.devices = [Device(unit, str(place / f"{unit}.pem")) for unit in names]
+        self.tls = ssl.create_default_context(cafile=plan["trust"])
+        self.key = crypto.Key.generate("ec_prime256v1")
+        self.profile = fleet.profile()
+        self.loop = Loop()
+        self.turn: Iterator[Device] = iter(())
+        self.parked = 0
+
+    def play(self) -> None:
+        parts = {"fresh": self.fresh, "kept": self.kept, "idle": self.idle, "storm": self.storm}
+        part = parts[self.plan["part"]]
+        self._say(ready=len(self.devices))
+        sys.stdin.readline()
+        part()
+        whole = self.loop.run(time.monotonic() + self.plan["seconds"])
+        self._say(cpu=time.process_time(), done=whole)
+
+    def _say(self, **row: Any) -> None:
+        print(json.dumps(row), flush=bool({"ready", "waiting", "done"} & row.keys()))
+
+    # ---- what devices do ------------------------------------------------------------------------
+
+    def fresh(self) -> None:
+        """Each device once, each on a connection of its own; `parallel` of them at a time."""
+        self.turn = iter(self.devices)
+        for _ in range(self.plan["parallel"]):
+            self.loop.spawn(self._fresh())
+
+    def _fresh(self) -> Task:
+        for device in self.turn:
+            line = yield from self._noted(device, self._open(device))
+            if line is not None:
+                yield from self._noted(device, self._enroll(device, line))
+                line.close()
+
+    def kept(self) -> None:
+        """The first `parallel` devices keep a connection each and enroll `rounds` times, with a new request each."""
+        for device in self.devices[: self.plan["parallel"]]:
+            self.loop.spawn(self._kept(device, self.plan["rounds"]))
+
+    def _kept(self, device: Device, rounds: int) -> Task:
+        line = yield from self._noted(device, self._open(device))
+        for _ in range(rounds if line else 0):
+            yield from self._noted(device, self._enroll(device, line))
+        if line:
+            line.close()
+
+    def idle(self) -> None:
+        """Each device waits for other settings, as the resident agent does; done when it has them."""
+        self._wait_for_settings(lambda device: iter(()))
+
+    def storm(self) -> None:
+        """The same; when it has them, each device enrolls, and asks again when it was told to, until it has its
+        certificate."""
+        self._wait_for_settings(self._until_enrolled)
+
+    def _wait_for_settings(self, then: Callable[[Device], Any]) -> None:
+        self.turn = iter(self.devices)
+        for _ in range(STARTERS):
+            self.loop.spawn(self._starter(then))
+
+    def _starter(self, then: Callable[[Device], Any]) -> Task:
+        """One device after the other gets to the point where it waits."""
+        for device in self.turn:
+            line = yield from self._noted(device, self._open(device))
+            if line is None:
+                continue
+            answer, _ = yield from line.ask("GET", SETTINGS, "", b"", PATIENCE)
+            self.loop.spawn(self._waits(device, line, answer.header("ETag"), then))
+            self.parked += 1
+            if self.parked == len(self.devices):
+                self._say(waiting=self.parked)
+
+    def _waits(self, device: Device, line: Line, etag: str, then: Callable[[Device], Any]) -> Task:
+        headers = f"If-None-Match: {etag}\r\nPrefer: wait={WAIT}\r\n"
+        told = yield from self._noted(device, line.ask("GET", SETTINGS, headers, b"", WAIT + PATIENCE))
+        line.close()
+        if told is None:
+            return
+        answer = told[0]
+        turn = int(answer.header("Retry-After") or 0)
+        self._say(unit=device.unit, at=time.monotonic(), heard=answer.status, turn=turn)
+        if turn:
+            yield float(turn)
+        yield from then(device)
+
+    def _until_enrolled(self, device: Device) -> Task:
+        """The device's own rules of when to ask again: igelcert.device.notes and schedule."""
+        csr, chance = self.csr(device), random.random()
+        state: notes.State = {}
+        while True:
+            outcome = yield from self._noted(device, self._on_a_new_line(device, csr))
+            now = int(time.time())
+            if isinstance(outcome, Issued):
+                return
+            if isinstance(outcome, Pending):
+                state = notes.pending(
+                    state, mark="m", text=outcome.reason, retry_at=now + outcome.retry_after
+                )
+            else:
+                after = outcome.retry_after if outcome else None
+                state = notes.failed(
+                    state,
+                    mark="m",
+                    text="failed",
+                    now=now,
+                    refused=False,
+                    retry_after=after,
+                    chance=random.random(),
+                )
+            again = notes.next_step(state, chance) or now
+            while (left := again - time.time()) > 0:
+                yield left
+
+    def _on_a_new_line(self, device: Device, csr: bytes) -> Task:
+        line = yield from self._open(device)
+        try:
+            outcome = yield from self._request(device, line, csr)
+            if isinstance(outcome, Issued):
+                yield from line.ask("GET", est.path("cacerts", self.profile.friendly_name), "", b"", PATIENCE)
+            return outcome
+        finally:
+            line.close()
+
+    # ---- steps ----------------------------------------------------------------------------------
+
+    def _noted(self, device: Device, step: Task) -> Task:
+        """The step's result; None when it failed, which is told."""
+        try:
+            return (yield from step)
+        except (OSError, Error) as err:
+            self._say(unit=device.unit, at=time.monotonic(), error=f"{type(err).__name__}: {err}")
+            return None
+
+    def _open(self, device: Device) -> Task:
+        return (yield from Line.open(self.tls, device.pem, self.plan["port"], PATIENCE))
+
+    def csr(self, device: Device) -> bytes:
+        """Another one each time: the signature is random."""
+        return pkcs10.build(self.profile.csr_spec(fleet.facts(device.unit)), self.key)
+
+    def _enroll(self, device: Device, line: Line) -> Task:
+        """Returns the Outcome of a request with a new CSR."""
+        return (yield from self._request(device, line, self.csr(device)))
+
+    def _request(self, device: Device, line: Line, csr: bytes) -> Task:
+        request = est.enroll_request(csr, self.profile.friendly_name)
+        headers = "".join(f"{name}: {value}\r\n" for name, value in request.headers)
+        at = time.monotonic()
+        answer, timing = yield from line.ask(request.method, request.path, headers, request.body, PATIENCE)
+        return self._outcome(device, answer, timing, at)
+
+    def _outcome(
+        self, device: Device, answer: Response, timing: Timing, at: float
+    ) -> Issued | Pending | Refused:
+        outcome = est.enroll_reply(answer, int(time.time()))
+        row: dict[str, Any] = {"unit": device.unit, "at": at, "status": answer.status}
+        if isinstance(outcome, Issued):
+            cert = crypto.parse_certificate(outcome.certificates[0])
+            row["right"] = cert.spki == self.key.spki() and cert.cn == fleet.facts(device.unit).hostname
+        else:
+            row["after"] = outcome.retry_after
+            row["reason"] = outcome.reason
+        self._say(**row, connect=timing.connect, answer=timing.answer)
+        return outcome
+
+
+if __name__ == "__main__":
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    random.seed()
+    Player(json.loads(sys.argv[1])).play()
