@@ -117,13 +117,13 @@ def test_the_ca_and_a_profile_without_a_mouse(tour: Walk, lab: LabCa) -> None:
     assert has_focus(test)
     choose(page, page.get_by_role("button", name="Save", exact=True), "Shift+Tab")
     page.get_by_text("Saved. It counts from the next request on.").wait_for()
-    page.wait_for_function("document.activeElement.id === 'said'")  # what was done is read out
+    page.locator("#said:focus").wait_for()  # what was done is read out
     # in a field, Enter saves: it does not press the first button that stands there
     tour.go("/ca")
     enter(page, "Configuration name", "Keys again")
     page.keyboard.press("Enter")
     page.get_by_role("heading", name="In use: Keys again").wait_for()
-    page.wait_for_function("document.activeElement.id === 'said'")
+    page.locator("#said:focus").wait_for()
 
     choose(page, page.get_by_role("link", name="Profiles", exact=True), "Shift+Tab")
     page.get_by_role("heading", name="Profiles", exact=True).wait_for()
