@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -179,3 +181,40 @@ def test_pressed_twice_by_a_program(gate: Proxy, person: Person) -> None:
     changed = person.post("/ca", {**form, "url": "http://other.example/scep"})
     assert changed.status == 409 and 'value="http://other.example/scep"' in changed.text
     assert "http://ca.example/scep" in changed.text, "what is there now"
+
+
+def test_what_is_far_too_large(gate: Proxy, person: Person) -> None:
+    """Where a form has a file, the page comes back; elsewhere it is refused; nobody keeps what was sent."""
+    token = re.search(r'name="csrf" value="(\w+)"', person.get("/password").text)
+    assert token
+    before = memory(gate)
+    fields = {"csrf": token[1], "kind": "scep", "name": "Large", "url": "https://ca.example/x"}
+    part = '--B\r\nContent-Disposition: form-data; name="{}"\r\n\r\n{}\r\n'
+    parts = "".join(part.format(*each) for each in fields.items())
+    file = '--B\r\nContent-Disposition: form-data; name="certificate"; filename="x"\r\n\r\n'
+    after = '\r\n--B\r\nContent-Disposition: form-data; name="profile"\r\n\r\ntls-1\r\n--B--\r\n'
+    body = (parts + file).encode() + b"x" * (100 << 20) + after.encode()
+    kind = {"Content-Type": "multipart/form-data; boundary=B"}
+    for path, status in (("/ca", 422), ("/devices/add", 413), ("/nowhere", 413)):
+        answer = person.send(path, body, kind)
+        assert answer.status == status, (path, answer.text[:300])
+    page = person.send("/ca", body, kind).text
+    assert "Is larger than" in page and 'value="Large"' in page and 'value="tls-1"' in page
+    assert person.send("/api/v1/devices", body, kind).status in {401, 413}
+    assert memory(gate) < before + 40_000, "100 MiB were sent five times"
+    forged = body.replace(token[1].encode(), b"0" * 64)
+    assert person.send("/ca", forged, kind).status == 403
+    assert person.send("/profiles", body, kind).status == 413, (
+        "a form that was cut in the middle is not stored"
+    )
+
+
+def memory(gate: Proxy) -> int:
+    """KiB that the largest of the proxy's processes held at most."""
+    state = json.loads((gate.data / "run.json").read_text())
+    pids = [
+        state["pid"],
+        *map(int, Path(f"/proc/{state['pid']}/task/{state['pid']}/children").read_text().split()),
+    ]
+    found = [re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text()) for pid in pids]
+    return max(int(each[1]) for each in found if each)
