@@ -122,8 +122,8 @@ class Gate:
 
     @property
     def _distance(self) -> float:
-        """Seconds between two turns."""
-        own = self._interval if self._lag > LAG else 0.0
+        """Seconds between two turns: of the CA, or of this proxy, when requests wait for it and not for the CA."""
+        own = self._interval if self._lag > LAG and self._busy < self.places else 0.0
         return max(self._pace * CLOSER, own)
 
     def failed(self) -> int:
