@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 ITERATIONS = 100_000
+LEAST_ITERATIONS = 1000
 GLANCE = 0.1  # seconds between two looks at a key generation
 _KEY_OUT = ffi.typeof("igc_key **")
 _PURPOSES = {"any": 0, "server": 1, "client": 2}
@@ -466,9 +467,12 @@ def write_pfx(
 ) -> None:
     """A PKCS#12 file (RFC 7292) with key, certificate and CA certificates to the descriptor.
 
-    AES-256 and SHA-256; with legacy 3DES and SHA-1 for old readers.
+    AES-256 and SHA-256; with legacy 3DES and SHA-1 for old readers. Iterations make guessing a password dear; where
+    there is none they are the least that is accepted.
     """
     rest = b"".join(cas)
+    if not password:
+        iterations = LEAST_ITERATIONS
     rc = lib.igc_pfx_write(
         fd,
         key._handle,

@@ -7,7 +7,6 @@ the reason; nothing is guessed. Parsing does no I/O.
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -202,13 +201,20 @@ def _printable(value: str) -> str:
     return value if value.isprintable() and len(value) <= 80 else repr(value[:80])
 
 
+def _near(word: str, known: Iterable[str]) -> list[str]:
+    """The one that was meant, perhaps."""
+    import difflib  # for an error alone: the device's start need not bear it
+
+    return difflib.get_close_matches(word, list(known), 1)
+
+
 def _object(path: str, value: object, table: Table) -> dict[str, Any]:
     """The table's keys from a JSON object, defaults filled in; an unknown key is an error."""
     if not isinstance(value, dict):
         raise SettingsError(path or "settings", "is not an object")
     for key in value:
         if key not in table:
-            near = difflib.get_close_matches(key, table, 1)
+            near = _near(key, table)
             raise SettingsError(
                 f"{path}.{_printable(key)}" if path else _printable(key),
                 "is not a known setting",
@@ -261,7 +267,7 @@ def _choice(choices: Iterable[str]) -> Parser:
     def parse(path: str, value: object) -> str:
         if not isinstance(value, str) or value not in allowed:
             shown = _printable(value) if isinstance(value, str) else type(value).__name__
-            near = difflib.get_close_matches(value, allowed, 1) if isinstance(value, str) else []
+            near = _near(value, allowed) if isinstance(value, str) else []
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise SettingsError(path, f"{shown} is not possible", hint=f"{hint}one of: {' '.join(allowed)}")
         return value

@@ -49,7 +49,7 @@ ffibuilder.set_source(
     '#include "igc.h"',
     sources=sources(),
     include_dirs=["native/include"],
-    depends=["native/include/igc.h", "native/src/inner.h", "native/src/prime.h"],
+    depends=["native/include/igc.h", "native/src/inner.h", "native/src/cms.h", "native/src/prime.h"],
     extra_compile_args=[
         "-std=gnu11",
         "-Os",

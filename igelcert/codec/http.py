@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import re
 from typing import NamedTuple
 
@@ -71,6 +70,8 @@ def _http_date(text: str) -> int | None:
             day = int(found["d"])
             if not (1 <= day <= 31 and hour < 24 and minute < 60 and second <= 60):
                 return None
+            import calendar  # rarely needed, and it brings locale along
+
             return calendar.timegm((year, _MONTHS.index(found["m"]) + 1, day, hour, minute, second))
     return None
 

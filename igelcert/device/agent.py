@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from .. import crypto
@@ -32,7 +30,10 @@ NO_SETTINGS = "run: rmagent sync; or give --settings FILE"
 
 
 class Agent:
-    """One device: its configuration, facts, log, and clock. paced: for the resident agent, see `flow.Run`."""
+    """One device: its configuration, facts, log, and clock. paced: for the resident agent, see `flow.Run`.
+
+    One connection to the proxy, opened when it is needed, serves all of a run; leaving the context ends it.
+    """
 
     def __init__(self, config: Config, log: Log, *, paced: bool = False) -> None:
         self.config = config
@@ -41,6 +42,24 @@ class Agent:
         self.dir = config.agent_dir
         self.identity = Identity(config, lambda: self.facts, _now)
         self._facts: DeviceFacts | None = None
+        self._link: Link | None = None
+        self._told = False
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._hang_up()
+
+    def _proxy(self) -> Link:
+        if self._link is None:
+            self._link = self.identity.link()
+        return self._link
+
+    def _hang_up(self) -> None:
+        if self._link is not None:
+            self._link.close()
+            self._link = None
 
     @property
     def facts(self) -> DeviceFacts:
@@ -96,11 +115,12 @@ class Agent:
         """Management certificate, facts, settings. What fails is logged; the stored settings stay."""
         try:
             self.identity.check_registered()
-            with self.identity.alone(), self.identity.link() as link:
-                if self.identity.renew(link):
+            with self.identity.alone():
+                if self.identity.renew(self._proxy()):
                     self.log.info("the management certificate was renewed")
-                self._report(link)
-                self._fetch(link)
+                    self._hang_up()  # from here on with the new one
+                self._report()
+                self._fetch(self._proxy())
         except Error as err:
             self.log.error(str(err))
             self.log.hint(err.hint)
@@ -159,8 +179,7 @@ class Agent:
     def _report_certs(self, run: Run, settings: Settings) -> bool:
         """Tells the proxy what there is now; False when it did not arrive."""
         try:
-            with self.identity.link() as link:
-                self._report(link, self._certs_json(run, settings))
+            self._report(self._certs_json(run, settings))
         except Error as err:
             self.log.warning(f"the report did not arrive: {err}")
             return False
@@ -169,7 +188,7 @@ class Agent:
     def _certs_json(self, run: Run, settings: Settings) -> list[dict[str, Any]]:
         found = []
         for cert in settings.certs:
-            live = keys.live(run.tree, cert.friendly_name, cert.key.password).cert
+            live = keys.certificate(run.tree, cert.friendly_name)
             state = run.tree.state(cert.friendly_name)
             trouble = state.get("hooks")
             found.append(
@@ -185,11 +204,13 @@ class Agent:
             )
         return found
 
-    def _report(self, link: Link, certs: list[dict[str, Any]] | None = None) -> None:
+    def _report(self, certs: list[dict[str, Any]] | None = None) -> None:
+        """What the device is now, and where its certificates stand."""
         body = {**self.identity.facts_json(), **({"certs": certs} if certs is not None else {})}
-        answer = link.send(Request("POST", "/rmagent/report", JSON, json.dumps(body).encode()))
+        answer = self._proxy().send(Request("POST", "/rmagent/report", JSON, json.dumps(body).encode()))
         if answer.status not in {200, 204}:
             raise refusal("report", answer)
+        self._told = True
 
     # ---- the way to a certificate's CA ----------------------------------------------------------
 
@@ -197,10 +218,9 @@ class Agent:
         """Through the proxy, or straight to the CA; `current` authenticates a renewal straight to the CA."""
         enrollment = cert.enrollment
         if enrollment.est is None and enrollment.scep is None:
-            link = self.identity.link()
-            with _closed_on_error(link):
-                self._report(link)  # the proxy computes subject and names from what the device is now
-            return straight.EstWay(link, cert.friendly_name)
+            if not self._told:
+                self._report()  # the proxy computes subject and names from what the device is now
+            return _ProxyWay(self._proxy(), cert.friendly_name)
         home = os.path.join(self.config.tree_root, "igel-certs", cert.friendly_name)
         renew = current is not None
         if enrollment.est is not None:
@@ -209,13 +229,11 @@ class Agent:
         return straight.straight_scep(self.config, enrollment.scep, home, cert, renew=renew)
 
 
-@contextmanager
-def _closed_on_error(link: Link) -> Iterator[None]:
-    try:
-        yield
-    except Error:
-        link.close()
-        raise
+class _ProxyWay(straight.EstWay):
+    """On the connection that the next certificate uses as well."""
+
+    def close(self) -> None:
+        pass
 
 
 def _now() -> int:

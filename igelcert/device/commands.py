@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import sys
 import time
 
@@ -29,15 +28,15 @@ def run(args: argparse.Namespace, log: Log) -> int:
     log = Log("igel-certs", screen=args.verbose or log._screen, level=config.log_level)
     if args.command == "keygen":
         return _keygen(args, config, log)
-    agent = Agent(config, log)
-    if args.command == "apply":
-        return agent.run().apply(_settings(args, agent), lambda: _settings(args, agent))
-    if args.command == "renew":
-        settings = _settings(args, agent)
-        return agent.run().renew(settings, args.names, args.force, lambda: _settings(args, agent))
-    if args.command == "install-cas":
-        return agent.run().install_cas()
-    return _doctor(agent, args.json)
+    with Agent(config, log) as agent:
+        if args.command == "apply":
+            return agent.run().apply(_settings(args, agent), lambda: _settings(args, agent))
+        if args.command == "renew":
+            settings = _settings(args, agent)
+            return agent.run().renew(settings, args.names, args.force, lambda: _settings(args, agent))
+        if args.command == "install-cas":
+            return agent.run().install_cas()
+        return _doctor(agent, args.json)
 
 
 def _settings(args: argparse.Namespace, agent: Agent) -> Settings:
@@ -141,7 +140,8 @@ def _clock(agent: Agent) -> str:
 def _disk(agent: Agent) -> str:
     config: Config = agent.config
     try:
-        free = shutil.disk_usage(config.tree_root).free
+        room = os.statvfs(config.tree_root)
+        free = room.f_bavail * room.f_frsize
         if not os.access(config.tree_root, os.W_OK):
             raise StorageError(f"{config.tree_root} cannot be written", hint="mount it writable")
     except OSError as err:

@@ -316,7 +316,8 @@ class Run:
         )
         for warning in good.warnings:
             self.log.warning(f"{name}: {warning}")
-        self._put(ask.cert, key, good)
+        # as it lies beside the request: to encrypt it once more would take as long as all else of an EC enrollment
+        self._put(ask.cert, key, good, files.copy_of(f"{self.tree.pending_dir(name)}/pkey.pem"))
         self.tree.save_state(
             name, self._enrolled(ask.cert, good.cert, ask.state, ask.mark, reason, good.warnings)
         )
@@ -324,7 +325,9 @@ class Run:
         verb = "renewed" if previous else "enrolled"
         self.log.info(f"{name}: {verb}, serial {good.cert.serial_hex}, issued by {good.cert.issuer_text}")
 
-    def _put(self, cert: CertSettings, key: crypto.Key, good: answers.Bundle) -> None:
+    def _put(
+        self, cert: CertSettings, key: crypto.Key, good: answers.Bundle, write_key: Callable[[int], None]
+    ) -> None:
         """A new generation with key, certificate and CAs."""
         password = cert.key.password
 
@@ -336,7 +339,7 @@ class Run:
 
         self.tree.put(
             cert.friendly_name,
-            lambda fd: key.write(fd, password),
+            write_key,
             write_pfx,
             good.cert.pem(),
             [(ca.cn, ca.pem()) for ca in good.cas],
@@ -376,8 +379,9 @@ class Run:
             return "the CA changed"
         if {ca.der for ca in good.cas} == set(ours):
             return ""
-        key = keys.read_key(f"{self.tree.path}/{ask.name}/pkey.pem", ask.cert.key.password)
-        self._put(ask.cert, key, good)
+        path = f"{self.tree.path}/{ask.name}/pkey.pem"
+        key = keys.read_key(path, ask.cert.key.password)
+        self._put(ask.cert, key, good, files.copy_of(path))
         ask.state = {**ask.state, "reason": "the CA's certificates changed"}
         self.log.info(f"{ask.name}: the CA's certificates changed and were taken over")
         return ""

@@ -14,7 +14,7 @@ from ..settings import CertSettings
 from . import files
 from .store import Tree
 
-__all__ = ["Live", "fingerprint", "key_for_request", "live", "read_key"]
+__all__ = ["Live", "certificate", "fingerprint", "key_for_request", "live", "read_key"]
 
 CHANGED = "the key password changed"
 DAMAGED = "pkey.pem is damaged"
@@ -65,18 +65,26 @@ class Live:
         self.usable = usable
 
 
-def live(tree: Tree, name: str, password: bytes | None) -> Live:
-    """Reads the live generation and looks whether it is whole: certificate, key under the password, files."""
+def certificate(tree: Tree, name: str) -> crypto.Certificate | None:
+    """The live certificate alone; None when there is none, or it is damaged. Unlike `live` it derives no key from
+    a password, which takes longer than all else of a run that has nothing to do."""
     from ..codec.pem import decode_pem
 
     if tree.live(name) is None:
-        return Live(None, "")
+        return None
     pem = tree.read(name, "cert.pem")
     try:
         blocks = decode_pem(pem or b"")
-        cert = crypto.parse_certificate(blocks[0]) if blocks else None
+        return crypto.parse_certificate(blocks[0]) if blocks else None
     except Error:
-        cert = None
+        return None
+
+
+def live(tree: Tree, name: str, password: bytes | None) -> Live:
+    """Reads the live generation and looks whether it is whole: certificate, key under the password, files."""
+    if tree.live(name) is None:
+        return Live(None, "")
+    cert = certificate(tree, name)
     if cert is None:
         return Live(None, "cert.pem is missing or damaged")
     key_file = os.path.join(tree.path, name, "pkey.pem")

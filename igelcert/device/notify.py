@@ -12,7 +12,6 @@ import stat
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
-from shutil import which as _which
 
 from .config import Config
 from .log import Log
@@ -75,6 +74,12 @@ def refused(name: str, days: int | None) -> Note:
         "critical",
         "security-low",
     )
+
+
+def _which(name: str) -> str | None:
+    import shutil  # it brings compressors along; most runs have nothing to show
+
+    return shutil.which(name)
 
 
 def send(config: Config, note: Note, log: Log) -> int:

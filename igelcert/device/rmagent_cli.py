@@ -7,13 +7,9 @@ import sys
 from collections.abc import Sequence
 
 from ..errors import Error, SettingsError
-from .agent import Agent
-from .commands import read_secret
-from .config import load
-from .flow import code_of
+from .config import Config, load
 from .log import Log
 from .residence import become_resident, wake
-from .transport import split_url
 
 __all__ = ["main"]
 
@@ -104,35 +100,43 @@ def main(argv: Sequence[str] | None = None) -> int:
     log = Log("rmagent", screen=screen)
     try:
         config = load(args.root, args.config)
-        paced = args.command == "sync" and args.paced
-        log = Log("rmagent", screen=screen, level=config.log_level, quiet=paced)
+        log = Log(
+            "rmagent", screen=screen, level=config.log_level, quiet=args.command == "sync" and args.paced
+        )
         if args.command == "run":
             if not 1 <= args.wait <= 600:
                 raise SettingsError("--wait", "is not a number of seconds from 1 to 600")
             become_resident(config, args.root, args.config, args.wait, verbose=args.verbose)
-        agent = Agent(config, log, paced=paced)
-        if args.command == "sync":
-            return agent.sync()
-        server = args.server or config.server
-        if not server:
-            raise SettingsError("server", "is not given", hint="rmagent register --server https://HOST:PORT")
-        split_url(server)
-        given = bool(args.ca_file or args.ca_fingerprint)
-        ca_file = args.ca_file if given else (config.at(config.ca_file) if config.ca_file else "")
-        agent.register(
-            server,
-            read_secret(args.token_file),
-            ca_file,
-            args.ca_fingerprint if given else config.ca_fingerprint,
-        )
-        wake(config.agent_dir)
-        return 0
+        return _act(args, config, log)
     except Error as err:
+        from .flow import code_of
+
         log.error(str(err))
         log.hint(err.hint)
         return code_of(err)
     except KeyboardInterrupt:
         return 130
+
+
+def _act(args: argparse.Namespace, config: Config, log: Log) -> int:
+    """`register` and `sync`. What they need is imported here: `run` becomes another process, at each boot."""
+    from .agent import Agent
+    from .commands import read_secret
+    from .transport import split_url
+
+    if args.command == "sync":
+        with Agent(config, log, paced=args.paced) as agent:
+            return agent.sync()
+    server = args.server or config.server
+    if not server:
+        raise SettingsError("server", "is not given", hint="rmagent register --server https://HOST:PORT")
+    split_url(server)
+    given = bool(args.ca_file or args.ca_fingerprint)
+    ca_file = args.ca_file if given else (config.at(config.ca_file) if config.ca_file else "")
+    fingerprint = args.ca_fingerprint if given else config.ca_fingerprint
+    Agent(config, log).register(server, read_secret(args.token_file), ca_file, fingerprint)
+    wake(config.agent_dir)
+    return 0
 
 
 if __name__ == "__main__":

@@ -7,14 +7,15 @@ import time
 
 from flask import Flask, Response, current_app, g, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
-from werkzeug.exceptions import HTTPException, MethodNotAllowed
+from werkzeug.exceptions import HTTPException, MethodNotAllowed, RequestEntityTooLarge
 
 from ..codec.http import plain_line
 from ..errors import Error, RemoteProtocolError, StorageError
 from . import admin_routes, est_routes, rmagent_routes, scep_routes
 from .admin import guard, pages, rest
-from .admin.pages.base import problem_page
+from .admin.pages.base import problem_page, takes_cut
 from .context import Context
+from .framing import CUT
 
 __all__ = ["make_admin_app", "make_device_app"]
 
@@ -40,6 +41,12 @@ def make_admin_app(context: Context) -> Flask:
     app.register_blueprint(rest.make(context))
     app.register_blueprint(pages.make(context))
     app.after_request(guard.protect)
+
+    @app.before_request
+    def _cut() -> None:
+        if request.environ.get(CUT) and not takes_cut():
+            raise RequestEntityTooLarge
+
     return app
 
 
@@ -79,7 +86,7 @@ def _app(name: str, context: Context) -> Flask:
     @app.errorhandler(StorageError)
     def _unavailable(err: StorageError) -> Response:
         log.error("%s", err)
-        if name == "admin" and (page := problem_page(err)) is not None:
+        if name == "admin" and (page := problem_page(context, err)) is not None:
             return page
         return _sentence(503, "the proxy cannot use its database now; its log says more", 60)
 
@@ -87,7 +94,7 @@ def _app(name: str, context: Context) -> Flask:
     @app.errorhandler(SQLAlchemyError)
     @app.errorhandler(Exception)
     def _failed(err: Exception) -> Response:
-        page = problem_page(err) if name == "admin" else None
+        page = problem_page(context, err) if name == "admin" else None
         if isinstance(err, HTTPException):
             return page or _http_error(err)
         log.exception("%s %s failed", request.method, _loggable(request.path))

@@ -29,6 +29,9 @@ ACTIONS = (
     "register",
     "renew identity",
     "init",
+    "join",
+    "copy",
+    "issue",
 )
 _actor: ContextVar[str] = ContextVar("actor", default=COMMAND_LINE)
 

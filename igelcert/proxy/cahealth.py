@@ -49,5 +49,5 @@ def note(context: Context, version: int, up: bool, text: str = "") -> None:
     if same and moment - before["at"] < QUIET_SECONDS:
         return
     value = json.dumps({"version": version, "up": up, "at": moment, "text": text[:500]})
-    with context.db.begin() as connection:
+    with context.db.begin(alone=False) as connection:
         Database.put_meta(connection, _KEY, value)

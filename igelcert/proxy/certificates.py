@@ -41,12 +41,12 @@ AGES: dict[str, tuple[int, int]] = {
 
 
 # statements are made once: making one costs as much as running it
-_ITS = sa.and_(
-    certificates.c.unit_id == sa.bindparam("unit"), certificates.c.friendly_name == sa.bindparam("name")
+# it stays known until the end of the transaction
+_KNOWN = (
+    sa.select(devices.c.unit_id)
+    .where(devices.c.unit_id == sa.bindparam("unit"))
+    .with_for_update(read=True, key_share=True)
 )
-_REMOVE = certificates.delete().where(_ITS)
-_INSERT = certificates.insert()
-_KNOWN = sa.select(devices.c.unit_id).where(devices.c.unit_id == sa.bindparam("unit"))
 _WANTED = sa.select(renewals.c.friendly_name, renewals.c.serial).where(
     renewals.c.unit_id == sa.bindparam("unit")
 )
@@ -70,8 +70,6 @@ class Certificate:
 
 def note(connection: sa.Connection, unit_id: str, friendly_name: str, cert: crypto.Certificate) -> None:
     """The device got this certificate. A device that was removed meanwhile has none."""
-    mine = {"unit": unit_id, "name": friendly_name}
-    connection.execute(_REMOVE, mine)
     if connection.execute(_KNOWN, {"unit": unit_id}).scalar() is None:
         return
     row = {
@@ -83,8 +81,8 @@ def note(connection: sa.Connection, unit_id: str, friendly_name: str, cert: cryp
         "not_after": cert.not_after,
         "issued": now(),
     }
-    connection.execute(_INSERT, row)
-    connection.execute(_DONE, mine)
+    Database.put(connection, certificates, row)
+    connection.execute(_DONE, {"unit": unit_id, "name": friendly_name})
 
 
 def forget(connection: sa.Connection, unit_id: str, kept: Sequence[str], before: int) -> None:

@@ -81,14 +81,15 @@ def spend(context: Context, config: CaConfig | None, ask: enrollments.Ask) -> No
         return
     current = _current(context, config, ask.unit_id, ask.friendly_name)
     given = ask.csr.challenge or ""
-    if not current or not hmac.compare_digest(current.encode(), given.encode()):
+    good = bool(current) and hmac.compare_digest(current.encode(), given.encode())
+    if good:
+        mine = sa.and_(_mine(ask.unit_id, ask.friendly_name), ndes_challenges.c.used.is_(False))
+        with context.db.begin(alone=False) as connection:
+            good = connection.execute(ndes_challenges.update().where(mine).values(used=True)).rowcount > 0
+    if not good:
         raise RemoteProtocolError(
             "the request has no challenge of NDES that is still good; the settings bring the next one",
             status_hint=503,
-        )
-    with context.db.begin() as connection:
-        connection.execute(
-            ndes_challenges.update().where(_mine(ask.unit_id, ask.friendly_name)).values(used=True)
         )
 
 

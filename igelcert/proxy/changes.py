@@ -9,22 +9,27 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 
 import sqlalchemy as sa
 
 from ..errors import Error
 from .context import Context
-from .database import now
+from .database import Database, now
 from .schema import changes, meta
 
-__all__ = ["Change", "Watch", "newest", "note", "since"]
+__all__ = ["Change", "Watch", "hearing", "newest", "note", "since"]
 
 log = logging.getLogger("igelcert.proxy")
 
 LOOK_SECONDS = 0.5
 TROUBLE_SECONDS = 5.0  # before another look at a database that does not answer
+HEARD_SECONDS = 1.0  # between looks while news are heard of, which might get lost all the same
+CHANNEL = "igelcert_changes"
 KEPT_SECONDS = 3600
 _COUNTER = "changes"  # in meta: the newest id
 
@@ -59,6 +64,7 @@ def note(connection: sa.Connection, targets: Iterable[tuple[str, str]]) -> None:
         ],
     )
     connection.execute(meta.update().where(meta.c.key == _COUNTER).values(value=str(last + len(found))))
+    Database.notify(connection, CHANNEL)
 
 
 def newest(context: Context) -> int:
@@ -73,15 +79,31 @@ def since(context: Context, position: int) -> list[Change]:
         return [Change(*row) for row in connection.execute(query.order_by(changes.c.id))]
 
 
+Hearing = Callable[[], AbstractContextManager[Callable[[float], bool]]]
+
+
+def hearing(context: Context) -> Hearing | None:
+    """How news of changes are heard; None where there are none, and who waits has to look."""
+    return partial(context.db.hearing, CHANNEL) if context.db.shared else None
+
+
 class Watch:
     """A thread that looks for changes while somebody waits. `tell` gets them, in that thread.
 
-    Changes may be told more than once: who waits compares their ids with its own position.
+    Changes may be told more than once: who waits compares their ids with its own position. hear: another thread hears of
+    news and makes this one look at once; when that fails, it looks as often as without.
     """
 
-    def __init__(self, read: Callable[[int], list[Change]], tell: Callable[[list[Change]], None]) -> None:
+    def __init__(
+        self,
+        read: Callable[[int], list[Change]],
+        tell: Callable[[list[Change]], None],
+        hear: Hearing | None = None,
+    ) -> None:
         self._read = read
         self._tell = tell
+        self._hear = hear
+        self._hears = self._news = False
         self._changed = threading.Condition()
         self._active = self._stopped = False
         self._asked: int | None = None  # the least position of those that came since the last look
@@ -96,6 +118,8 @@ class Watch:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="changes", daemon=True)
             self._thread.start()
+            if self._hear is not None:
+                threading.Thread(target=self._listen, args=(self._hear,), name="news", daemon=True).start()
 
     def rest(self) -> None:
         """Nobody waits."""
@@ -114,11 +138,12 @@ class Watch:
                 if not self._active:
                     last = None
                 self._changed.wait_for(lambda: self._active or self._stopped)
+                self._news = False
                 starts = [each for each in (last, self._asked) if each is not None]
                 self._asked = None
             if self._stopped:
                 return
-            pause = LOOK_SECONDS
+            pause = HEARD_SECONDS if self._hears else LOOK_SECONDS
             try:
                 found = self._read(min(starts))
             except Error as err:
@@ -128,4 +153,24 @@ class Watch:
             if found:
                 self._tell(found)
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped, pause)
+                self._changed.wait_for(lambda: self._stopped or self._news, pause)
+
+    def _listen(self, hear: Hearing) -> None:
+        while not self._stopped:
+            try:
+                with hear() as wait:
+                    self._hears = True
+                    self._look_now()  # what came while nothing was heard
+                    while not self._stopped:
+                        if wait(HEARD_SECONDS):
+                            self._look_now()
+            except Error as err:
+                if self._hears:
+                    log.warning("%s", err)
+                self._hears = False
+                time.sleep(HEARD_SECONDS)
+
+    def _look_now(self) -> None:
+        with self._changed:
+            self._news = True
+            self._changed.notify_all()

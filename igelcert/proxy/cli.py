@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error, SettingsError, TransportError
-from . import cli_admin, cli_ca, cli_registry
+from . import cli_admin, cli_ca, cli_database, cli_registry
 from .clitools import Output, Parser, UsageError
 from .context import Context
 
@@ -64,16 +64,8 @@ def _parser() -> argparse.ArgumentParser:
         "--hostname", nargs="+", required=True, metavar="NAME",
         help="host names or addresses by which devices call this proxy; they stand in its certificate",
     )  # fmt: skip
-    init.add_argument(
-        "--listen", default="0.0.0.0:8443", metavar="HOST:PORT", help="for devices (default 0.0.0.0:8443)"
-    )
-    init.add_argument(
-        "--admin-listen",
-        default="127.0.0.1:8444",
-        metavar="HOST:PORT",
-        help="for administration and monitoring (default 127.0.0.1:8444)",
-    )
-    init.add_argument("--json", action="store_true", help="print JSON")
+    cli_database.add_place(init)
+    cli_database.add_url(init, "--database", "in PostgreSQL instead of the embedded database", required=False)
 
     run = _command(
         commands, common, "serve", _serve, "serve devices, and administration on a port of its own"
@@ -94,9 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     cli_ca.add_commands(commands, common)
     cli_registry.add_commands(commands, common)
     cli_admin.add_commands(commands, common)
-    _command(
-        commands, common, "migrate", _migrate, "bring the database up to this version; safe to run again"
-    )
+    cli_database.add_commands(commands, common)
     return parser
 
 
@@ -111,24 +101,9 @@ def _command(
 def _init(args: argparse.Namespace, output: Output) -> int:
     from .initialise import initialise
 
-    data = args.data
-    done = initialise(data, args.hostname, args.listen, args.admin_listen)
-    if args.json:
-        output.json(
-            {
-                "data": str(data),
-                "trust": str(done.trust),
-                "sha256": done.fingerprint,
-                "admin_password": done.admin_password,
-            }
-        )
-        return 0
-    output.line(f"Data directory       {data}  (back up master.key apart from the database)")
-    output.line(f"Devices trust        {done.trust}")
-    output.line(f"its SHA-256          {done.fingerprint}")
-    output.line(
-        f"Password of 'admin'  {done.admin_password}  (shown this once; the first login asks for a new one)"
-    )
+    database = cli_database.url_of(args, "--database") if args.database else ""
+    done = initialise(args.data, args.hostname, args.listen, args.admin_listen, database)
+    cli_database.show(args, output, done)
     return 0
 
 
@@ -136,12 +111,6 @@ def _serve(args: argparse.Namespace, _output: Output) -> int:
     from .serve import serve
 
     return serve(args.data, args.listen, args.admin_listen)
-
-
-def _migrate(args: argparse.Namespace, output: Output) -> int:
-    Context(args.data).db.migrate()
-    output.line("the database is up to date")
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import SettingsError, StorageError
-from .database import Database
+from . import postgres
+from .database import CONNECTIONS, Database
 from .secrets import Sealer
 
 if TYPE_CHECKING:
+    from .leases import Leases
     from .managementca import ManagementCa
     from .profiles import Effective
     from .upstream import Upstreams
@@ -37,6 +39,7 @@ class Config:
     upstream_timeout: int = 30
     upstream_wait: int = 1
     waiting: int = 10_000
+    database_connections: int = CONNECTIONS
 
 
 _NUMBERS = {
@@ -45,6 +48,7 @@ _NUMBERS = {
     "upstream_timeout": (1, 600),
     "upstream_wait": (0, 600),
     "waiting": (0, 100_000),
+    "database_connections": (2, 500),
 }
 _LISTS = ("hostnames", "trusted_frontends")
 
@@ -114,6 +118,8 @@ class Context:
 
     @cached_property
     def db(self) -> Database:
+        if url := postgres.kept(self.data / postgres.FILE):
+            return Database(url, self.config.database_connections)
         return Database.sqlite(self.data / "proxy.db")
 
     @cached_property
@@ -121,10 +127,17 @@ class Context:
         return Sealer.open(self.data / "master.key")
 
     @cached_property
+    def leases(self) -> Leases:
+        from .leases import Leases
+
+        return Leases(self)
+
+    @cached_property
     def management_ca(self) -> ManagementCa:
         from .managementca import ManagementCa
 
-        return ManagementCa(self.db, self.sealer)
+        with self.db.read() as connection:
+            return ManagementCa(connection, self.sealer)
 
     @cached_property
     def merged(self) -> Callable[[tuple[tuple[str, bytes, bool], ...]], Effective]:

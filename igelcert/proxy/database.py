@@ -1,61 +1,122 @@
-"""The database: engine, schema version, and small functions for what several modules share."""
+"""The database: SQLite, or PostgreSQL for several proxies; transactions, schema version, what several modules share.
+
+The same statements run on both. What differs is here and in postgres.py. SQLite has one writer at a time; on PostgreSQL
+`begin` takes a lock that makes it so, and transactions that bear others beside them say so.
+"""
 
 from __future__ import annotations
 
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.ext.compiler import compiles
 
 from ..errors import StorageError
-from . import schema
+from . import postgres, schema
 from .writing import Writing
 
-__all__ = ["Database", "now"]
+__all__ = ["Database", "moment", "now"]
 
 BUSY_SECONDS = 10
+CONNECTIONS = 20
+WRITER = 0x6967_656C  # the advisory lock of who writes alone
+READ_ONLY = "25006"
 
 
 _META = sa.select(schema.meta.c.value).where(schema.meta.c.key == sa.bindparam("name"))
+_LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
 
 
 def now() -> int:
     return int(time.time())
 
 
-class Database:
-    """An engine and its transactions. Safe for threads."""
+class moment(sa.sql.expression.ColumnElement[int]):
+    """The database's clock in a statement, seconds since 1970: the one clock that all proxies share."""
 
-    def __init__(self, url: str) -> None:
-        self.engine = sa.create_engine(url)
-        if self.engine.dialect.name == "sqlite":
+    type = sa.BigInteger()
+    inherit_cache = True
+
+
+@compiles(moment, "sqlite")
+def _sqlite_moment(_element: moment, _compiler: Any, **_options: Any) -> str:
+    return "CAST(strftime('%s', 'now') AS INTEGER)"
+
+
+@compiles(moment, "postgresql")
+def _postgres_moment(_element: moment, _compiler: Any, **_options: Any) -> str:
+    return "CAST(floor(extract(epoch FROM clock_timestamp())) AS BIGINT)"
+
+
+class Database:
+    """An engine and its transactions. Safe for threads. shared: other proxies may be on it (PostgreSQL)."""
+
+    def __init__(self, url: str, connections: int = CONNECTIONS) -> None:
+        """url: sqlite:///PATH, or of PostgreSQL as libpq takes it. connections: at most, of this process."""
+        self.url = url
+        self.shared = not url.startswith("sqlite:")
+        if self.shared:
+            self.engine = postgres.engine(url, connections)
+            # each statement is a transaction: one round trip instead of three
+            self._reader = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        else:
+            self.engine = sa.create_engine(url)
             sa.event.listen(self.engine, "connect", _sqlite_pragmas)
             sa.event.listen(self.engine, "begin", _sqlite_begin)
-        self._reader = self.engine.execution_options(reading=True)
+            self._reader = self.engine.execution_options(reading=True)
         self._local = threading.local()
-        self._writing = Writing(self.engine.begin) if self.engine.dialect.name == "sqlite" else None
+        self._writer = threading.Lock()
+        self._writing = None if self.shared else Writing(self.engine.begin)
+
+    def __repr__(self) -> str:
+        return f"<Database {self.engine.dialect.name}>"
 
     @classmethod
     def sqlite(cls, path: Path) -> Database:
         return cls(f"sqlite:///{path}")
 
     @contextmanager
-    def begin(self) -> Iterator[sa.Connection]:
-        """A transaction that writes; what the database refuses becomes a StorageError in words."""
-        scope = self.engine.begin() if self._writing is None else self._writing.part()
-        with self._in_words(), scope as connection:
+    def begin(self, *, alone: bool = True) -> Iterator[sa.Connection]:
+        """A transaction that writes; what the database refuses becomes a StorageError in words.
+
+        alone: no other such transaction runs beside it, at any proxy, so what it has read stays true. Without, its
+        statements must hold by themselves: on SQLite nothing is beside them either.
+        """
+        if self._writing is not None:
+            with self._in_words(), self._writing.part() as connection:
+                yield connection
+            return
+        with self._turn(alone), self._in_words(), self.engine.begin() as connection:
+            if alone:
+                connection.execute(_LOCK, {"number": WRITER})
             yield connection
+
+    @contextmanager
+    def _turn(self, alone: bool) -> Iterator[None]:
+        """Of this process's threads that want to be alone on PostgreSQL: they would wait with a connection each."""
+        if not alone:
+            yield
+        elif self._writer.acquire(timeout=BUSY_SECONDS):
+            try:
+                yield
+            finally:
+                self._writer.release()
+        else:
+            raise StorageError("the database cannot be used now: others have been writing for too long")
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
         """A transaction that only reads, and waits for no writer. One within another of the same thread is the same:
-        what a request is judged by is one view of the database, and costs one transaction."""
+        what a request is judged by costs one transaction, and is one view of the database with SQLite. On PostgreSQL each
+        statement sees it as it is then, and costs one round trip."""
         outer: sa.Connection | None = getattr(self._local, "reading", None)
         if outer is not None:
             yield outer
@@ -67,30 +128,80 @@ class Database:
             finally:
                 self._local.reading = None
 
+    def single(self) -> AbstractContextManager[sa.Connection]:
+        """For one statement that writes and holds by itself: on PostgreSQL in one round trip."""
+        return self._statement() if self.shared else self.begin()
+
+    @contextmanager
+    def _statement(self) -> Iterator[sa.Connection]:
+        with self._in_words(), self._reader.begin() as connection:
+            yield connection
+
     @contextmanager
     def _in_words(self) -> Iterator[None]:
         try:
             yield
-        except OperationalError as err:
-            text = str(err.orig).partition("\n")[0]
-            hint = (
-                "make room and try again" if "full" in text else "look at the database file and its directory"
-            )
-            raise StorageError(f"the database cannot be used now: {text}", hint=hint) from None
         except sa.exc.IntegrityError:
             raise
         except DatabaseError as err:
-            raise StorageError(f"the database refused: {str(err.orig).partition(chr(10))[0]}") from None
+            raise self._refused(err) from None
+        except sa.exc.TimeoutError:
+            raise StorageError(
+                "the database cannot be used now: all connections to it are busy",
+                hint="is it slow? database_connections in proxy.toml allows more",
+            ) from None
+
+    def _refused(self, err: DatabaseError) -> StorageError:
+        text = str(err.orig).partition("\n")[0]
+        if getattr(err.orig, "sqlstate", None) == READ_ONLY:
+            self.engine.dispose()  # after a failover the next connection may find the one that takes changes
+            return StorageError(f"the database takes no changes now: {text}")
+        if not isinstance(err, OperationalError):
+            return StorageError(f"the database refused: {text}")
+        if "full" in text or "No space" in text:
+            hint = "make room and try again"
+        elif self.shared:
+            hint = "is PostgreSQL running, and does it let this proxy in?"
+        else:
+            hint = "look at the database file and its directory"
+        return StorageError(f"the database cannot be used now: {text}", hint=hint)
+
+    # ---- news -----------------------------------------------------------------------------------
+
+    @staticmethod
+    def notify(connection: sa.Connection, channel: str) -> None:
+        """Tells all proxies, when the transaction is committed. Nothing with SQLite: there, who waits looks."""
+        if connection.dialect.name == "postgresql":
+            connection.execute(sa.select(sa.func.pg_notify(channel, "")))
+
+    def hearing(self, channel: str) -> AbstractContextManager[Callable[[float], bool]]:
+        """On PostgreSQL: yields a function that waits at most so many seconds for news. StorageError."""
+        return postgres.hearing(self.url, channel)
+
+    # ---- schema ---------------------------------------------------------------------------------
+
+    def version(self) -> str | None:
+        """The schema that is there; None when there is none."""
+        with self.read() as connection:
+            if not sa.inspect(connection).has_table("alembic_version"):
+                return None
+            return connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+
+    @staticmethod
+    def tables_in(connection: sa.Connection) -> list[str]:
+        """Names of the tables that are there."""
+        return sa.inspect(connection).get_table_names()
 
     def check(self) -> None:
         """StorageError unless the schema is this program's."""
-        with self.read() as connection:
-            if not sa.inspect(connection).has_table("alembic_version"):
-                raise StorageError(
-                    "the database is empty",
-                    hint="is this the right directory? restore proxy.db from a backup",
-                )
-            found = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar()
+        found = self.version()
+        if found is None:
+            raise StorageError(
+                "the database is empty",
+                hint="is it the right one? restore it from a backup"
+                if self.shared
+                else "is this the right directory? restore proxy.db from a backup",
+            )
         if found != schema.HEAD:
             raise StorageError(
                 f"the database has schema {found}, this program wants {schema.HEAD}",
@@ -99,14 +210,19 @@ class Database:
 
     def migrate(self) -> None:
         """Brings the schema up to this program's; nothing to do is fine."""
+        with self.begin() as connection:
+            self.migrate_in(connection)
+
+    def migrate_in(self, connection: sa.Connection) -> None:
         from alembic import command
         from alembic.config import Config
 
+        if self.shared:
+            connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-        with self.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
 
     def close(self) -> None:
         self.engine.dispose()
@@ -124,8 +240,22 @@ class Database:
 
     @staticmethod
     def put_meta(connection: sa.Connection, key: str, value: str) -> None:
-        connection.execute(schema.meta.delete().where(schema.meta.c.key == key))
-        connection.execute(schema.meta.insert().values(key=key, value=value))
+        Database.put(connection, schema.meta, {"key": key, "value": value})
+
+    @staticmethod
+    def add(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
+        """The row, unless there is one that it cannot be beside."""
+        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+        connection.execute(dialect.insert(table).values(row).on_conflict_do_nothing())
+
+    @staticmethod
+    def put(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
+        """The row, in place of one with the same primary key; whoever does so at the same time makes no difference."""
+        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+        insert = dialect.insert(table).values(row)
+        keys = [column.name for column in table.primary_key]
+        rest = {name: insert.excluded[name] for name in row if name not in keys}
+        connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=rest))
 
     @staticmethod
     def record(connection: sa.Connection, actor: str, action: str, detail: str) -> None:

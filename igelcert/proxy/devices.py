@@ -304,7 +304,9 @@ def renew_identity(context: Context, device: Device, body: Mapping[str, Any]) ->
 def report(context: Context, device: Device, body: Mapping[str, Any]) -> None:
     """What the device says of itself. A host name that another device has is refused (409)."""
     certs = body.get("certs")
-    with context.db.begin() as connection:
+    # who says nothing new of its name need not wait for others
+    renamed = body.get("hostname") not in {None, "", device.hostname}
+    with context.db.begin(alone=renamed) as connection:
         _note_facts(connection, device.unit_id, body)
         values: dict[str, Any] = {"last_seen": now()}
         if certs is not None:

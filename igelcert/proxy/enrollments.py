@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
@@ -15,14 +16,16 @@ from sqlalchemy.exc import IntegrityError
 
 from .. import crypto
 from ..codec import pkcs10
-from ..errors import SettingsError
+from ..errors import Error, SettingsError, StorageError
 from . import certificates, figures, paging
 from .context import Context
-from .database import now
+from .database import Database, moment, now
+from .leases import alive
 from .schema import devices, enrollments
 
 __all__ = [
     "Ask",
+    "Lost",
     "Ticket",
     "Track",
     "as_json",
@@ -67,12 +70,25 @@ KEPT_REFUSALS = 50  # of each device: whoever asks for nonsense does not fill th
 _ITS = sa.and_(
     enrollments.c.unit_id == sa.bindparam("unit"), enrollments.c.csr_sha256 == sa.bindparam("digest")
 )
-_ROW = sa.select(enrollments).where(_ITS)
+# clock: the database's; alive: does the process live that carries it to the CA?
+_ROW = (
+    sa.select(enrollments, moment().label("clock"), alive(enrollments.c.holder).label("alive"))
+    .where(_ITS)
+    .with_for_update(of=enrollments)
+)
 _STATE = sa.select(enrollments.c.state).where(_ITS)
-_INSERT = enrollments.insert()
-_UPDATE = enrollments.update().where(_ITS)
+_INSERT = enrollments.insert().values(updated=moment())
+_UPDATE = enrollments.update().where(_ITS).values(updated=moment())
+_DEFER_INSERT = _INSERT.values(retry_at=moment() + sa.bindparam("seconds", type_=sa.BigInteger))
+_DEFER = _UPDATE.values(retry_at=moment() + sa.bindparam("seconds", type_=sa.BigInteger))
+# of a request that nobody has taken over
+_OURS = sa.and_(enrollments.c.state == "running", enrollments.c.claim == sa.bindparam("token"))
+_FINISH = _UPDATE.where(_OURS)
+_FINISH_LATER = _DEFER.where(_OURS)
 _GIVEN_OUT = (
-    sa.select(enrollments.c.id).where(enrollments.c.certificate_sha256 == sa.bindparam("digest")).limit(1)
+    sa.select(enrollments.c.claim, enrollments.c.state)
+    .where(enrollments.c.certificate_sha256 == sa.bindparam("digest"))
+    .limit(1)
 )
 _OWNER = (
     sa.select(enrollments.c.unit_id)
@@ -107,50 +123,74 @@ class Ask:
         }
 
 
+class Lost(Error):
+    """Another proxy took the request over: this one was held to be dead. What it brings from the CA counts no more."""
+
+    def __init__(self) -> None:
+        super().__init__("another proxy took this request over")
+
+
 class Ticket:
-    """What an upstream keeps of a claimed request, in its row."""
+    """A claimed request, and what an upstream keeps of it in its row. token: of this claim alone. ended: what came of it
+    is recorded, or will be."""
 
-    __slots__ = ("_ask", "_context", "renewal", "value")
+    __slots__ = ("_context", "ask", "ended", "renewal", "token", "value")
 
-    def __init__(self, context: Context, ask: Ask, value: str, renewal: bool) -> None:
+    def __init__(self, context: Context, ask: Ask, value: str, token: str) -> None:
         self._context = context
-        self._ask = ask
+        self.ask = ask
         self.value = value
-        self.renewal = renewal
+        self.token = token
+        self.ended = False
+        self.renewal = ask.operation == "simplereenroll"
+
+    @property
+    def key(self) -> dict[str, str]:
+        """What names it in statements."""
+        return {**self.ask.key, "token": self.token}
 
     def keep(self, value: str) -> None:
+        """On disk when this returns. Lost."""
         if value != self.value:
-            with self._context.db.begin() as connection:
-                connection.execute(_UPDATE, {**self._ask.key, "upstream_state": value})
+            with self._context.db.begin(alone=False) as connection:
+                if not connection.execute(_FINISH, {**self.key, "upstream_state": value}).rowcount:
+                    raise Lost
             self.value = value
 
 
 def claim(context: Context, ask: Ask, version: int) -> Ticket | Any:
     """A Ticket: the request is ours to carry to the CA. A row: it is answered, pending or under way."""
+    token = secrets.token_hex(16)
     fresh = {
         "friendly_name": ask.friendly_name,
         "operation": ask.operation,
         "state": "running",
         "config_version": version,
         "reason": "",
-        "updated": now(),
+        "holder": context.leases.holder,
+        "claim": token,
     }
     stale = _stale(context)
+    ticket = Ticket(context, ask, "", token)
     while True:
         try:
-            with context.db.begin() as connection:
+            with context.db.begin(alone=False) as connection:
                 row = connection.execute(_ROW, ask.key).one_or_none()
                 if row is not None and _stands(row, ask.operation, version, stale):
                     return row
                 if row is None:
                     connection.execute(_INSERT, {**ask.identity, **fresh})
-                    return Ticket(context, ask, "", ask.operation == "simplereenroll")
+                    return ticket
                 # an answer that is still to come is asked for where it was
-                value = row.upstream_state if _open(row, version) else ""
-                connection.execute(_UPDATE, {**ask.key, "upstream_state": value, **fresh})
-                return Ticket(context, ask, value, ask.operation == "simplereenroll")
+                ticket.value = row.upstream_state if _open(row, version) else ""
+                connection.execute(_UPDATE, {**ask.key, "upstream_state": ticket.value, **fresh})
+                return ticket
         except IntegrityError:
             continue  # somebody else inserted it meanwhile: look again
+        except StorageError:
+            # it may be claimed all the same: the answer to the commit was lost
+            context.leases.later(lambda: _finish(context, ticket, "failed", "the database was away"))
+            raise
 
 
 def defer(context: Context, ask: Ask, version: int, reason: str, seconds: int) -> Any | None:
@@ -162,20 +202,19 @@ def defer(context: Context, ask: Ask, version: int, reason: str, seconds: int) -
         "state": "pending",
         "config_version": version,
         "reason": reason,
-        "retry_at": now() + seconds,
-        "updated": now(),
+        "seconds": seconds,
     }
     while True:
         try:
-            with context.db.begin() as connection:
+            with context.db.begin(alone=False) as connection:
                 row = connection.execute(_ROW, ask.key).one_or_none()
                 if row is not None and _stands(row, ask.operation, version, _stale(context)):
                     return row
                 if row is None:
-                    connection.execute(_INSERT, {**ask.identity, **values})
+                    connection.execute(_DEFER_INSERT, {**ask.identity, **values})
                 else:
                     value = row.upstream_state if _open(row, version) else ""
-                    connection.execute(_UPDATE, {**ask.key, "upstream_state": value, **values})
+                    connection.execute(_DEFER, {**ask.key, "upstream_state": value, **values})
                 break
         except IntegrityError:
             continue  # somebody else inserted it meanwhile: look again
@@ -189,66 +228,94 @@ def _open(row: Any, version: int) -> bool:
 
 
 def _stale(context: Context) -> int:
-    """Seconds after which a request that runs is taken over: a place at the CA, then at worst: capabilities, CA
-    certificates twice, a poll, the request itself."""
+    """Seconds after which a request that runs is taken over, whoever holds it: a place at the CA, then at worst:
+    capabilities, CA certificates twice, a poll, the request itself."""
     config = context.config
     return config.upstream_wait + 6 * config.upstream_timeout + STALE_MARGIN
 
 
 def _stands(row: Any, operation: str, version: int, stale: int) -> bool:
     """Is what is recorded still the answer?"""
-    moment = now()
     if row.state == "running":
-        return bool(row.updated > moment - stale)
+        return bool(row.updated > row.clock - stale) and (not row.holder or bool(row.alive))
     if row.config_version != version:
         return False
     if row.state == "pending":
-        return bool(row.retry_at > moment)
-    if row.state != "issued" or row.not_after <= moment:
+        return bool(row.retry_at > row.clock)
+    if row.state != "issued" or row.not_after <= row.clock:
         return False
-    left, life = row.not_after - moment, row.not_after - row.not_before
+    left, life = row.not_after - row.clock, row.not_after - row.not_before
     return operation != "simplereenroll" or left * RENEWABLE > life
 
 
-def issued(context: Context, ask: Ask, cert: crypto.Certificate, warnings: Iterable[str]) -> bool:
+def issued(context: Context, ticket: Ticket, cert: crypto.Certificate, warnings: Iterable[str]) -> bool:
     """A claimed request got this certificate. False, and nothing is recorded: that very certificate was given out for
-    another request, or earlier for this one."""
+    another request, or earlier for this one. Lost.
+
+    Where the database is away, it is recorded when it is back, if nobody took the request over; StorageError all the
+    same, as the device cannot have what is not recorded.
+    """
     values = {
         "state": "issued",
         "reason": "",
         "warnings": "\n".join(warnings),
         "retry_at": None,
-        "updated": now(),
         "serial": cert.serial_hex,
         "not_before": cert.not_before,
         "not_after": cert.not_after,
         "certificate": cert.der,
         "certificate_sha256": cert.sha256.hex(),
     }
-    with context.db.begin() as connection:
-        known = connection.execute(_GIVEN_OUT, {"digest": values["certificate_sha256"]})
-        if known.scalar() is not None:
-            return False
-        connection.execute(_UPDATE, {**ask.key, **values})
+    try:
+        good = _issued(context, ticket, cert, values)
+    except StorageError:
+        ticket.ended = context.leases.later(lambda: _issued(context, ticket, cert, values))
+        raise
+    ticket.ended = good
+    if good:
+        figures.count_request(ticket.ask.operation, "issued")
+    return good
+
+
+def _issued(context: Context, ticket: Ticket, cert: crypto.Certificate, values: dict[str, Any]) -> bool:
+    ask = ticket.ask
+    with context.db.begin(alone=False) as connection:
+        known = connection.execute(_GIVEN_OUT, {"digest": values["certificate_sha256"]}).one_or_none()
+        if known is not None:
+            # its own, when this is tried again after a commit whose answer was lost
+            return bool(known.claim == ticket.token and known.state == "issued")
+        if not connection.execute(_FINISH, {**ticket.key, **values}).rowcount:
+            raise Lost
         certificates.note(connection, ask.unit_id, ask.friendly_name, cert)
-    figures.count_request(ask.operation, "issued")
+        what = f"{ask.friendly_name}: certificate {cert.serial_hex} for {cert.subject_text}"
+        Database.record(connection, ask.unit_id, "issue", what)
     return True
 
 
-def finish(context: Context, ask: Ask, state: str, reason: str = "", *, retry_at: int | None = None) -> None:
-    """What came of a claimed request that got no certificate."""
-    values = {
-        "state": state,
-        "reason": reason[:1000],
-        "warnings": "",
-        "retry_at": retry_at,
-        "updated": now(),
-    }
-    with context.db.begin() as connection:
-        connection.execute(_UPDATE, {**ask.key, **values})
+def finish(
+    context: Context, ticket: Ticket, state: str, reason: str = "", *, retry_in: int | None = None
+) -> None:
+    """What came of a claimed request that got no certificate. retry_in: seconds. Nothing, when it was taken over; where
+    the database is away, it is recorded when it is back."""
+    try:
+        _finish(context, ticket, state, reason, retry_in)
+    except StorageError:
+        ticket.ended = context.leases.later(lambda: _finish(context, ticket, state, reason, retry_in))
+        raise
+    ticket.ended = True
+    figures.count_request(ticket.ask.operation, state)
+
+
+def _finish(context: Context, ticket: Ticket, state: str, reason: str, retry_in: int | None = None) -> None:
+    values: dict[str, Any] = {"state": state, "reason": reason[:1000], "warnings": ""}
+    statement = _FINISH.values(retry_at=None)
+    if retry_in is not None:
+        statement = _FINISH_LATER
+        values["seconds"] = retry_in
+    with context.db.begin(alone=False) as connection:
+        connection.execute(statement, {**ticket.key, **values})
         if state in {"refused", "failed"}:
-            _prune(connection, ask.unit_id)
-    figures.count_request(ask.operation, state)
+            _prune(connection, ticket.ask.unit_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -309,12 +376,11 @@ def refuse(context: Context, ask: Ask, state: str, reason: str) -> None:
         "state": state,
         "config_version": 0,
         "reason": reason[:1000],
-        "updated": now(),
     }
     with context.db.begin() as connection:
-        row = connection.execute(_STATE, ask.key).one_or_none()
+        row = connection.execute(_STATE.with_for_update(), ask.key).one_or_none()
         if row is None:
-            connection.execute(_INSERT, {**ask.identity, **values})
+            Database.add(connection, enrollments, {**ask.identity, "updated": moment(), **values})
         elif row.state not in {"issued", "running", "pending"}:
             connection.execute(_UPDATE, {**ask.key, **values})
         _prune(connection, ask.unit_id)
@@ -382,9 +448,6 @@ def search(
     state: as recorded, "" for all. since, until: of the last change, seconds since 1970, 0 for no bound.
     """
     query = sa.select(*(enrollments.c[name] for name in COLUMNS), enrollments.c.warnings)
-    if text:
-        fields = ("unit_id", "friendly_name", "subject", "serial", "reason")
-        query = query.where(paging.contains(text, *(enrollments.c[name] for name in fields)))
     if unit_id:
         query = query.where(enrollments.c.unit_id == unit_id)
     if state:
@@ -395,6 +458,9 @@ def search(
         query = query.where(enrollments.c.updated >= since)
     if until:
         query = query.where(enrollments.c.updated < until)
+    if text:  # last: it is the dearest
+        fields = ("unit_id", "friendly_name", "subject", "serial", "reason")
+        query = query.where(paging.contains(text, *(enrollments.c[name] for name in fields)))
     order = (enrollments.c.updated.desc(), enrollments.c.id.desc())
     with context.db.read() as connection:
         return paging.page(connection, query, order, limit, offset)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["HEADER_MAX", "FramingError", "expects_continue", "request_length"]
+__all__ = ["CUT", "HEADER_MAX", "Cut", "FramingError", "expects_continue", "request_length"]
 
+CUT = "igelcert.cut"  # in the environ of the administration: was the body too large to be kept?
 HEADER_MAX = 32_768
 _LINE_MAX = 1_024
 _TRAILER_MAX = 4_096
-_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n")
+_LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IGNORECASE)
 _CHUNKED = re.compile(rb"\r\ntransfer-encoding[ \t]*:")
 _EXPECT = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n")
 
@@ -87,3 +88,44 @@ def _trailer_end(data: bytes | bytearray, at: int) -> int | None:
     if end < 0 and len(data) - at > _TRAILER_MAX:
         raise FramingError(400, "the trailer of the chunked body is too long")
     return end + 4 if end >= 0 else None
+
+
+class Cut:
+    """A request whose body is too large: all of it is read, its begin and its end alone are kept.
+
+    A form whose file is too large can thus be answered with what else was entered: the file is what is cut.
+    """
+
+    KEPT = 65_536  # octets of the body at either side
+    BODY_MAX = 256 << 20
+
+    def __init__(self, head: bytes, left: int) -> None:
+        self._head, self._left = head, left
+        self._begin, self._end = bytearray(), bytearray()
+
+    @classmethod
+    def of(cls, data: bytes | bytearray) -> Cut | None:
+        """For the request that begins in `data`; None where its body has no length, or nobody has sent it yet."""
+        end = data.find(b"\r\n\r\n", 0, HEADER_MAX) + 4
+        head = bytes(data[:end])
+        found = _LENGTH.search(head)
+        if found is None or _CHUNKED.search(head.lower()) or expects_continue(data):
+            return None
+        size = int(found[1])
+        return cls(head, size) if 2 * cls.KEPT <= size <= cls.BODY_MAX else None
+
+    def take(self, data: bytearray) -> bool:
+        """Takes what belongs to the body out of `data`; True when that was the last of it."""
+        piece = bytes(data[: self._left])
+        del data[: len(piece)]
+        self._left -= len(piece)
+        room = self.KEPT - len(self._begin)
+        self._begin += piece[:room]
+        self._end += piece[room:]
+        del self._end[: -self.KEPT]
+        return self._left == 0
+
+    def request(self) -> bytes:
+        """The request with the body that was kept, and its length."""
+        body = bytes(self._begin + self._end)
+        return _LENGTH.sub(b"\r\nContent-Length: %d\r\n" % len(body), self._head, count=1) + body

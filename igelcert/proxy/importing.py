@@ -16,9 +16,10 @@ from .database import now
 from .devices import Token
 from .schema import devices as device_table
 
-__all__ = ["Import", "token_sheet"]
+__all__ = ["MAX_SHEET", "Import", "token_sheet"]
 
 MAX_DEVICES = 100_000
+MAX_SHEET = 4_000_000  # octets
 STEP = 500  # rows between two words of progress
 COLUMNS = {"unit_id", "directory", "hostname"}
 

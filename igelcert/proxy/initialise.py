@@ -1,4 +1,4 @@
-"""`ca-proxy init`: a data directory, whole or not at all."""
+"""`ca-proxy init` and `join`: a data directory, whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,21 +7,25 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from argon2 import PasswordHasher
 
 from ..errors import SettingsError, StorageError
+from . import postgres
 from .context import is_address
 from .database import Database, now
 from .managementca import ManagementCa, check_server_name
 from .schema import accounts
 from .secrets import Sealer, make_master_key
 
-__all__ = ["Initialised", "initialise"]
+__all__ = ["HOSTNAMES", "Initialised", "initialise", "join"]
 
 ADMIN = "admin"
+HOSTNAMES = "hostnames"  # in meta: for proxies that join
 _HEAD = """\
 # The proxy's configuration; read when it starts.
 #
@@ -34,54 +38,41 @@ _HEAD = """\
 # upstream_timeout   seconds for an answer of the CA (30)
 # upstream_wait      seconds that a few requests wait for their turn before the device is told to come back (1)
 # waiting            devices that wait for a change of their settings, each with a connection (10000)
+# database_connections  connections to PostgreSQL at most (20); one more hears what changes
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Initialised:
-    """What `init` shows, once."""
+    """What `init` shows, once. admin_password: "" where another proxy's `init` made it."""
 
     fingerprint: str
     trust: Path
-    admin_password: str = field(repr=False)
+    admin_password: str = field(default="", repr=False)
 
 
-def initialise(data: Path, hostnames: list[str], listen: str, admin_listen: str) -> Initialised:
-    """Makes the data directory; one that holds something is never touched."""
-    names = tuple(dict.fromkeys(check_server_name(name) for name in hostnames))
-    for key, value in (("--listen", listen), ("--admin-listen", admin_listen)):
-        if not is_address(value):
-            raise SettingsError(key, f"{value!r} is not HOST:PORT")
-    try:
-        data.parent.mkdir(parents=True, exist_ok=True)
-        if data.exists() and (not data.is_dir() or any(data.iterdir())):
-            raise StorageError(
-                f"{data} is there already and is not empty",
-                hint="name a new directory, or remove this one if it is no longer needed",
-            )
-        # made beside and renamed: a data directory is complete or not there
-        fresh = Path(tempfile.mkdtemp(prefix=f".{data.name}.", dir=data.parent))
-        try:
-            done = _fill(fresh, names, listen, admin_listen)
-            fresh.rename(data)
-        except BaseException:
-            shutil.rmtree(fresh, ignore_errors=True)
-            raise
-    except OSError as err:
-        raise StorageError(f"cannot write {data}: {err.strerror}") from None
-    return Initialised(done.fingerprint, data / "trust.pem", done.admin_password)
+def initialise(
+    data: Path, hostnames: list[str], listen: str, admin_listen: str, database: str = ""
+) -> Initialised:
+    """Makes the data directory; one that holds something is never touched.
 
-
-def _fill(directory: Path, names: tuple[str, ...], listen: str, admin_listen: str) -> Initialised:
-    make_master_key(directory / "master.key")
-    sealer = Sealer.open(directory / "master.key")
-    password = secrets.token_urlsafe(15)
-    old_umask = os.umask(0o077)
-    try:
-        db = Database.sqlite(directory / "proxy.db")
-        db.migrate()
-        with db.begin() as connection:
+    database: the URL of a PostgreSQL database, which must be empty; "" for the embedded one.
+    """
+    names = _names(hostnames)
+    _check_addresses(listen, admin_listen)
+    with _fresh(data, database) as place:
+        make_master_key(place.path / "master.key")
+        sealer = Sealer.open(place.path / "master.key")
+        password = secrets.token_urlsafe(15)
+        with place.db.begin() as connection:
+            if place.db.tables_in(connection):
+                raise StorageError(
+                    "the database is not empty",
+                    hint="for one more proxy on it: ca-proxy join; else name a database without tables",
+                )
+            place.db.migrate_in(connection)
             ManagementCa.create(connection, sealer)
+            place.db.put_meta(connection, HOSTNAMES, json.dumps(names))
             connection.execute(
                 accounts.insert().values(
                     name=ADMIN,
@@ -91,14 +82,94 @@ def _fill(directory: Path, names: tuple[str, ...], listen: str, admin_listen: st
                     created=now(),
                 )
             )
-            db.record(connection, "ca-proxy", "init", "for " + " ".join(names))
-        ca = ManagementCa(db, sealer)
-        db.close()
-    finally:
-        os.umask(old_umask)
-    (directory / "trust.pem").write_text(ca.pem)
-    (directory / "trust.pem").chmod(0o644)
+            place.db.record(connection, "ca-proxy", "init", "for " + " ".join(names))
+            ca = ManagementCa(connection, sealer)
+            _write_files(place.path, ca, names, listen, admin_listen)
+            if place.db.shared:
+                place.publish()  # the last that can fail before the commit
+        if not place.db.shared:
+            place.publish()
+    return Initialised(ca.fingerprint, data / "trust.pem", password)
+
+
+def join(
+    data: Path, database: str, master_key: Path, hostnames: list[str], listen: str, admin_listen: str
+) -> Initialised:
+    """The data directory of one more proxy on a database. hostnames: none for those of the first proxy."""
+    _check_addresses(listen, admin_listen)
+    sealer = Sealer.open(master_key)
+    with _fresh(data, database) as place:
+        place.db.check()
+        with place.db.begin() as connection:
+            ca = ManagementCa(connection, sealer)  # CheckError when the master key is another database's
+            found = hostnames or json.loads(place.db.meta_in(connection, HOSTNAMES, "[]"))
+            names = _names(found)
+            if not names:
+                raise SettingsError("--hostname", "is missing, and the database names none")
+            sealer.keep(place.path / "master.key")
+            _write_files(place.path, ca, names, listen, admin_listen)
+            place.db.record(connection, "ca-proxy", "join", "for " + " ".join(names))
+            place.publish()
+    return Initialised(ca.fingerprint, data / "trust.pem")
+
+
+def _names(hostnames: list[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(check_server_name(name) for name in hostnames))
+
+
+def _check_addresses(listen: str, admin_listen: str) -> None:
+    for key, value in (("--listen", listen), ("--admin-listen", admin_listen)):
+        if not is_address(value):
+            raise SettingsError(key, f"{value!r} is not HOST:PORT")
+
+
+class _Place:
+    """A data directory that is made beside its place and renamed: it is complete or not there."""
+
+    def __init__(self, data: Path, database: str) -> None:
+        self._data = data
+        self.path = Path(tempfile.mkdtemp(prefix=f".{data.name}.", dir=data.parent))
+        if database:
+            postgres.keep(self.path / postgres.FILE, database)
+            self.db = Database(database)
+        else:
+            self.db = Database.sqlite(self.path / "proxy.db")
+
+    def publish(self) -> None:
+        if not self.db.shared:
+            self.db.close()
+        self.path.rename(self._data)
+        self.path = self._data
+
+
+@contextmanager
+def _fresh(data: Path, database: str) -> Iterator[_Place]:
+    try:
+        data.parent.mkdir(parents=True, exist_ok=True)
+        if data.exists() and (not data.is_dir() or any(data.iterdir())):
+            raise StorageError(
+                f"{data} is there already and is not empty",
+                hint="name a new directory, or remove this one if it is no longer needed",
+            )
+        place = _Place(data, database)
+        old_umask = os.umask(0o077)
+        try:
+            yield place
+        except BaseException:
+            shutil.rmtree(place.path, ignore_errors=True)
+            raise
+        finally:
+            os.umask(old_umask)
+            place.db.close()
+    except OSError as err:
+        raise StorageError(f"cannot write {data}: {err.strerror}") from None
+
+
+def _write_files(
+    directory: Path, ca: ManagementCa, names: tuple[str, ...], listen: str, admin_listen: str
+) -> None:
     lines = [f"hostnames = {json.dumps(names)}", f"listen = {json.dumps(listen)}"]
     lines.append(f"admin_listen = {json.dumps(admin_listen)}")
-    (directory / "proxy.toml").write_text(_HEAD + "\n" + "\n".join(lines) + "\n")
-    return Initialised(ca.fingerprint, directory / "trust.pem", password)
+    for name, text in (("trust.pem", ca.pem), ("proxy.toml", _HEAD + "\n" + "\n".join(lines) + "\n")):
+        (directory / name).write_text(text)
+        (directory / name).chmod(0o644)

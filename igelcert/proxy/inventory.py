@@ -12,7 +12,7 @@ import sqlalchemy as sa
 
 from .. import crypto
 from ..errors import ConflictError, SettingsError
-from . import certificates, changes, devices, paging, profiles
+from . import certificates, changes, devices, overview, paging, profiles
 from .audit import actor
 from .certificates import Certificate
 from .context import Context
@@ -47,7 +47,7 @@ STATES = {
     "registered": "registered",
     "expiring": "a certificate expires within 30 days",
     "expired": "a certificate has expired",
-    "failing": "the last request failed or was refused",
+    "failing": "a request was refused or failed, or the device reports trouble",
     "silent": "not heard of for 7 days",
 }
 
@@ -255,7 +255,8 @@ def _in_state(state: str) -> sa.ColumnElement[bool]:
             later.c.updated >= enrollments.c.updated,
             later.c.state == "issued",
         )
-        return device_table.c.unit_id.in_(sa.select(enrollments.c.unit_id).where(bad, ~mended))
+        refused = device_table.c.unit_id.in_(sa.select(enrollments.c.unit_id).where(bad, ~mended))
+        return sa.or_(refused, overview.reports_trouble())
     raise SettingsError(
         "--state", f"{state[:40]!r} is no state of a device", hint="one of: " + " ".join(STATES)
     )
@@ -306,9 +307,7 @@ def change(
     with context.db.begin() as connection:
         device = devices.must_find(connection, unit_id)
         if seen is not None and seen != (device.directory, device.hostname if device.hostname_fixed else ""):
-            raise ConflictError(
-                "directory", "somebody else changed this device meanwhile; this is what it is now"
-            )
+            raise ConflictError("seen", "this device was changed by somebody else meanwhile")
         if directory is not None and check_directory(directory) != device.directory:
             values["directory"] = check_directory(directory)
         if hostname:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .. import crypto
 from ..errors import CryptoError, SettingsError
 
-__all__ = ["ClientKeystore", "open_keystore"]
+__all__ = ["MAX_KEYSTORE", "ClientKeystore", "open_keystore"]
 
 MAX_KEYSTORE = 1 << 20
 SOON = 30 * 86_400

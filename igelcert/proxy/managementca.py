@@ -42,10 +42,9 @@ def check_server_name(name: str) -> str:
 class ManagementCa:
     """certificate: the CA's. Safe for threads."""
 
-    def __init__(self, db: Database, sealer: Sealer) -> None:
-        with db.read() as connection:
-            pem = db.meta_in(connection, "management_ca_certificate")
-            sealed = db.meta_in(connection, "management_ca_key")
+    def __init__(self, connection: sa.Connection, sealer: Sealer) -> None:
+        pem = Database.meta_in(connection, "management_ca_certificate")
+        sealed = Database.meta_in(connection, "management_ca_key")
         if not pem:
             raise StorageError("the database holds no management CA", hint="run: ca-proxy init")
         self.certificate = x509.load_pem_x509_certificate(pem.encode())

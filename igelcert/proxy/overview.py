@@ -13,7 +13,7 @@ from .context import Context
 from .database import now
 from .schema import devices
 
-__all__ = ["Overview", "Reported", "collect"]
+__all__ = ["Overview", "Reported", "collect", "reports_trouble"]
 
 DAY = 86_400
 _TERMS = (("under_7_days", 7), ("under_30_days", 30), ("under_90_days", 90))
@@ -69,6 +69,19 @@ def collect(context: Context, *, unit_id: str = "") -> Overview:
                     trouble.append(cert)
     trouble.sort(key=lambda each: (each.not_after or 0, each.unit_id, each.friendly_name))
     return Overview(counts, tuple(trouble))
+
+
+def reports_trouble() -> sa.ColumnElement[bool]:
+    """Of a row of devices: does its last report name an error, a hook that failed, or what needs a hand?
+
+    The report is JSON as we wrote it: a quote within a value has a backslash before it, so these are keys.
+    """
+    said: sa.ColumnElement[str] = devices.c.report
+    for key in ("error", "hooks"):
+        said = sa.func.replace(said, f'"{key}": ""', "")
+    named = [said.contains(f'"{key}": "', autoescape=True) for key in ("error", "hooks")]
+    states = [devices.c.report.contains(f'"state": "{state}"', autoescape=True) for state in sorted(TROUBLE)]
+    return sa.or_(*named, *states)
 
 
 def _certs(row: Any, moment: int) -> Iterable[Reported]:

@@ -28,6 +28,7 @@ log = logging.getLogger("igelcert.proxy")
 JOIN_SECONDS = 15.0  # how long a second request waits for the first
 JOIN_STEP = 0.2
 DOWN_RETRY = 60
+UNDER_WAY = "this very request is under way"
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,45 +62,54 @@ def relay(context: Context, ask: records.Ask, version: int) -> Answer:
         if row.state == "issued":
             return Answer(200, certificate=row.certificate)
         if row.state == "pending":
-            return Answer(202, row.reason, retry_after=max(1, row.retry_at - now()))
+            return Answer(202, row.reason, retry_after=max(1, row.retry_at - row.clock))
         if time.monotonic() >= deadline:
-            return Answer(202, "this very request is under way", retry_after=2)
+            return Answer(202, UNDER_WAY, retry_after=2)
         time.sleep(JOIN_STEP)
         row = records.claim(context, ask, version)
     try:
         return _ask(context, upstream, ask, row)
+    except records.Lost as err:
+        log.warning("%s: %s", ask.unit_id, err)
+        return Answer(202, UNDER_WAY, retry_after=2)
     except BaseException:
-        with contextlib.suppress(Error):
-            records.finish(context, ask, "failed", "the proxy was interrupted")
+        if not row.ended:
+            with contextlib.suppress(Error):
+                records.finish(context, row, "failed", "the proxy was interrupted")
         raise
 
 
 def _ask(context: Context, upstream: Upstream, ask: records.Ask, ticket: records.Ticket) -> Answer:
     gate = context.upstreams.gate
     try:
-        with gate.place():
+        with context.upstreams.place():
             start = time.monotonic()
             with context.upstreams.exchange():
                 # first what its answer is judged by: a certificate that could not be checked would be lost
-                cacerts.fresh(context, upstream)
+                cas = cacerts.fresh(context, upstream)
                 outcome = upstream.enroll(ask.csr, ticket)
             took = time.monotonic() - start
         if isinstance(outcome, Issued):
             gate.answered(took)
-            good = _checked(context, upstream, outcome, ask.csr)
-            if not records.issued(context, ask, good.cert, good.warnings):
+            good = _checked(context, upstream, outcome, ask.csr, cas)
+            try:
+                fresh = records.issued(context, ticket, good.cert, good.warnings)
+            except Error:
+                log.warning("%s: certificate %s is not recorded", ask.unit_id, good.cert.serial_hex)
+                raise
+            if not fresh:
                 # NDES does so when the same key asks twice
                 raise CheckError("the CA gave an old certificate again instead of a new one")
     except Busy as busy:
-        return _wait(context, ask, str(busy), busy.seconds)
+        return _wait(context, ticket, str(busy), busy.seconds)
     except TransportError as err:
         log.warning("%s: the CA cannot be asked: %s", ask.unit_id, err)
         if seconds := gate.failed():
-            return _wait(context, ask, f"the CA cannot be asked now: {err}", seconds)
-        records.finish(context, ask, "failed", str(err))
+            return _wait(context, ticket, f"the CA cannot be asked now: {err}", seconds)
+        records.finish(context, ticket, "failed", str(err))
         return Answer(503, f"the CA cannot be asked now: {err}", retry_after=DOWN_RETRY)
     except (RemoteProtocolError, CheckError, CryptoError) as err:
-        records.finish(context, ask, "failed", str(err))
+        records.finish(context, ticket, "failed", str(err))
         log.warning("%s: the CA's answer is not usable: %s", ask.unit_id, err)
         return Answer(502, f"the CA's answer is not usable: {err}")
     if isinstance(outcome, Issued):
@@ -108,25 +118,25 @@ def _ask(context: Context, upstream: Upstream, ask: records.Ask, ticket: records
             log.warning("%s: %s", ask.unit_id, warning)
         log.info("%s: certificate %s issued for %s", ask.unit_id, cert.serial_hex, cert.subject_text)
         return Answer(200, certificate=cert.der)
-    return _other(context, ask, outcome)
+    return _other(context, ticket, outcome)
 
 
-def _wait(context: Context, ask: records.Ask, text: str, seconds: int) -> Answer:
+def _wait(context: Context, ticket: records.Ticket, text: str, seconds: int) -> Answer:
     """The request stays as it is, and comes again."""
-    records.finish(context, ask, "pending", text, retry_at=now() + seconds)
+    records.finish(context, ticket, "pending", text, retry_in=seconds)
     return Answer(202, text, retry_after=seconds)
 
 
-def _other(context: Context, ask: records.Ask, outcome: Outcome) -> Answer:
+def _other(context: Context, ticket: records.Ticket, outcome: Outcome) -> Answer:
     if isinstance(outcome, Pending):
-        return _wait(context, ask, outcome.reason or "it will decide later", outcome.retry_after)
+        return _wait(context, ticket, outcome.reason or "it will decide later", outcome.retry_after)
     assert isinstance(outcome, Refused)
     text = f"the CA refused ({outcome.status}): {outcome.reason}"
-    log.warning("%s: %s", ask.unit_id, text)
+    log.warning("%s: %s", ticket.ask.unit_id, text)
     overloaded = outcome.status == 429 or outcome.status >= 500
     if overloaded and (seconds := context.upstreams.gate.failed()):
-        return _wait(context, ask, text, max(seconds, outcome.retry_after or 0))
-    records.finish(context, ask, "refused", text)
+        return _wait(context, ticket, text, max(seconds, outcome.retry_after or 0))
+    records.finish(context, ticket, "refused", text)
     if overloaded:
         return Answer(503, text, retry_after=outcome.retry_after or DOWN_RETRY)
     if outcome.status in {401, 407} or 300 <= outcome.status < 400:
@@ -135,7 +145,11 @@ def _other(context: Context, ask: records.Ask, outcome: Outcome) -> Answer:
 
 
 def _checked(
-    context: Context, upstream: Upstream, outcome: Issued, csr: pkcs10.CertificationRequest
+    context: Context,
+    upstream: Upstream,
+    outcome: Issued,
+    csr: pkcs10.CertificationRequest,
+    cas: list[bytes],
 ) -> answers.Bundle:
     """The certificate for this request's key, verified; CheckError says what is wrong with it."""
 
@@ -143,7 +157,7 @@ def _checked(
         return answers.check(outcome.certificates, cas, csr.spki, now(), request=csr)
 
     try:
-        return check(cacerts.fresh(context, upstream))
+        return check(cas)
     except answers.NoChain:
         # a CA that rolled over since its certificates were fetched
         with context.upstreams.slot():

@@ -38,14 +38,16 @@ __all__ = [
     "metadata",
     "ndes_challenges",
     "profiles",
+    "proxies",
     "renewals",
     "scep_keys",
     "scep_secrets",
     "sessions",
+    "slots",
     "tokens",
 ]
 
-HEAD = "0004"  # the newest migration
+HEAD = "0005"  # the newest migration
 
 metadata = MetaData()
 # INTEGER PRIMARY KEY counts by itself in SQLite, BIGSERIAL in PostgreSQL
@@ -174,6 +176,9 @@ enrollments = Table(
     Column("certificate_sha256", String(64), index=True),
     Column("retry_at", BigInteger),
     Column("upstream_state", Text, nullable=False, server_default=""),
+    # of a running request: the process in `proxies` that carries it to the CA, "" where there is one; and which time
+    Column("holder", String(32), nullable=False, server_default=""),
+    Column("claim", String(32), nullable=False, server_default=""),
     Column("created", BigInteger, nullable=False),
     Column("updated", BigInteger, nullable=False),
     UniqueConstraint("unit_id", "csr_sha256", name="one_answer"),
@@ -183,6 +188,24 @@ enrollments = Table(
 )
 Index("enrollments_updated", enrollments.c.updated)
 Index("enrollments_device", enrollments.c.unit_id, enrollments.c.friendly_name, enrollments.c.updated)
+
+# processes of proxies, each alive until then by the database's clock
+proxies = Table(
+    "proxies",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("name", String(253), nullable=False),
+    Column("until", BigInteger, nullable=False),
+)
+
+# places at the CA, held by one of `proxies`; 0: free
+slots = Table(
+    "slots",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("holder", String(32), nullable=False),
+    Column("until", BigInteger, nullable=False),
+)
 
 # the newest certificate of each device and friendly name: what lists, charts and figures count
 certificates = Table(

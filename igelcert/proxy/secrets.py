@@ -22,10 +22,14 @@ NONCE_BYTES = 12
 
 def make_master_key(path: Path) -> None:
     """A new master key, mode 0600; never replaces one."""
+    _write(path, os.urandom(KEY_BYTES))
+
+
+def _write(path: Path, key: bytes) -> None:
     try:
         handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, "wb") as file:
-            file.write(base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
+            file.write(base64.b64encode(key) + b"\n")
             file.flush()
             os.fsync(file.fileno())
     except OSError as err:
@@ -56,6 +60,10 @@ class Sealer:
             return cls(base64.b64decode(text.strip(), validate=True))
         except ValueError:
             raise StorageError(f"{path} is not a master key") from None
+
+    def keep(self, path: Path) -> None:
+        """Writes the master key to another place, mode 0600; never replaces one."""
+        _write(path, self._key)
 
     def seal(self, plain: bytes, place: str) -> bytes:
         nonce = os.urandom(NONCE_BYTES)

@@ -105,7 +105,8 @@ class _Server(BaseApplication):  # type: ignore[misc]
         put("loglevel", "info")
         put("logconfig_dict", _LOGGING)
         put("worker_tmp_dir", "/dev/shm" if Path("/dev/shm").is_dir() else None)  # noqa: S108
-        put("control_socket_disable", True)
+        if "control_socket_disable" in self.cfg.settings:  # newer gunicorns would open one
+            put("control_socket_disable", True)
         self.cfg.is_admin = lambda server: server == self._admin
         self.cfg.user_limits = {
             "handshake": HANDSHAKE_SECONDS,
@@ -117,6 +118,8 @@ class _Server(BaseApplication):  # type: ignore[misc]
         """Called in the worker: its connections to database and CA are its own."""
         context = Context.open(self._data)
         self._tls = ServerTls(context)
+        self.cfg.hear_changes = changes.hearing(context)
+        self.cfg.set("worker_exit", lambda _server, _worker: context.leases.close())
         self.cfg.changes_since = lambda position: changes.since(context, position)
         self.cfg.note_lag = context.upstreams.gate.note_lag
         device, admin = make_device_app(context), make_admin_app(context)

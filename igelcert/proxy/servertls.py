@@ -45,7 +45,11 @@ class ServerTls:
         self._looked = 0.0
 
     def current(self) -> ssl.SSLContext:
-        with self._lock:
+        # while one looks at a database that does not answer, handshakes go on with what there is
+        if not self._lock.acquire(blocking=self._tls is None):
+            assert self._tls is not None
+            return self._tls
+        try:
             if self._tls is None:
                 self._make(cacerts.trust_version(self._context))
             elif (
@@ -60,6 +64,8 @@ class ServerTls:
                     log.error("the TLS settings cannot be made anew: %s", err)
             assert self._tls is not None
             return self._tls
+        finally:
+            self._lock.release()
 
     def _make(self, trust: int) -> None:
         chain, key, password = self._pair()

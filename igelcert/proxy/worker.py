@@ -1,6 +1,6 @@
-"""gunicorn's thread worker, changed so that no client can hold up another.
+"""A worker for gunicorn in which no client can hold up another.
 
-The original gives a thread to every connection until its handshake is done and its request is read,
+gunicorn's thread worker gives a thread to every connection until its handshake is done and its request is read,
 and lingers on closing ones in its accept loop. Here a thread only works on octets that have arrived:
 handshake and reading never block, waiting is the poller's, each wait ends at a deadline, and the
 threads are for whole requests. A request that waits for a change (waiting.py) is parked with the poller,
@@ -25,10 +25,11 @@ from typing import Any
 from gunicorn import sock as gunicorn_sock
 from gunicorn.http import RequestParser
 from gunicorn.http.errors import ParseException
-from gunicorn.workers.gthread import TConn, ThreadWorker
+from gunicorn.workers.gthread import TConn
 
 from .changes import Change, Watch
-from .framing import FramingError, expects_continue, request_length
+from .framing import CUT, Cut, FramingError, expects_continue, request_length
+from .loop import LINGER_TIME, Loop
 from .waiting import KEY, REQUEST_MAX, Parked, Place, Room, Visit, retry_soon
 
 __all__ = ["BODY_MAX", "Connection", "Worker"]
@@ -41,7 +42,6 @@ BODY_MAX = 65_536  # octets of a device's request body
 ADMIN_BODY_MAX = 4 << 20
 ADMIN_THREADS = 4
 SEND_TIMEOUT = 10.0
-LINGER_TIME = 2.0
 READ_SIZE = 65_536
 PROBE_AFTER, PROBE_EVERY, PROBES = 60, 20, 3  # TCP keep-alive of who waits: seconds, seconds, times
 _REASONS = {
@@ -50,6 +50,8 @@ _REASONS = {
     431: "Request Header Fields Too Large",
     500: "Internal Server Error",
 }
+CUT_SECONDS = 60.0
+TURN_MAX = 4 << 20  # octets that a thread reads of one connection before it looks after others
 
 
 class _Gone(Exception):
@@ -74,6 +76,7 @@ class Connection(TConn):  # type: ignore[misc]
         self.request = b""  # the one that waits
         self.parked = False  # with the poller, until it is answered
         self.woken = False
+        self.cut: Cut | None = None  # of a request whose body is too large to be kept
         self.since = 0.0  # when it was handed to the threads
         self.deadline = time.monotonic() + cfg.user_limits["handshake"]
 
@@ -85,7 +88,10 @@ class Connection(TConn):  # type: ignore[misc]
         try:
             if not self.established:
                 self._handshake()
-            while request_length(self.buffer, self.body_max) is None:
+            taken = 0
+            while not self._whole():
+                if taken > TURN_MAX:
+                    return READ
                 if not self.continued and expects_continue(self.buffer):
                     self.continued = True
                     self.sock.send(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -93,11 +99,25 @@ class Connection(TConn):  # type: ignore[misc]
                 if not data:
                     raise _Gone
                 self.buffer += data
+                taken += len(data)
         except ssl.SSLWantWriteError:
             return WRITE
         except (ssl.SSLWantReadError, BlockingIOError):
             return READ
         return 0
+
+    def _whole(self) -> bool:
+        """Is there a request in the buffer? One of the administration that is too large is cut."""
+        if self.cut is None:
+            try:
+                return request_length(self.buffer, self.body_max) is not None
+            except FramingError as err:
+                if not self.admin or err.status != 413 or (cut := Cut.of(self.buffer)) is None:
+                    raise
+            del self.buffer[: self.buffer.find(b"\r\n\r\n") + 4]
+            self.cut = cut
+            self.deadline = time.monotonic() + CUT_SECONDS
+        return self.cut.take(self.buffer)
 
     def _handshake(self) -> None:
         if not isinstance(self.sock, ssl.SSLSocket):
@@ -111,6 +131,8 @@ class Connection(TConn):  # type: ignore[misc]
 
     def take(self) -> bytes:
         """The octets of the first whole request."""
+        if self.cut is not None:
+            return self.cut.request()
         size = request_length(self.buffer, self.body_max) or 0
         request = bytes(self.buffer[:size])
         del self.buffer[:size]
@@ -182,9 +204,10 @@ class Connection(TConn):  # type: ignore[misc]
             self.sock.shutdown(socket.SHUT_WR)
 
 
-class Worker(ThreadWorker):  # type: ignore[misc]
+class Worker(Loop):
     """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}; cfg.is_admin(listener's name): plain HTTP
-    there?; cfg.changes_since(position): the changes after it; cfg.note_lag(seconds): a connection waited for a thread."""
+    there?; cfg.changes_since(position): the changes after it; cfg.hear_changes: see changes.hearing;
+    cfg.note_lag(seconds): a connection waited for a thread."""
 
     wsgi: Any
 
@@ -202,12 +225,15 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     def load_wsgi(self) -> None:
         super().load_wsgi()
         self.watch = Watch(
-            self.cfg.changes_since, lambda found: self.method_queue.defer(self._changed, found)
+            self.cfg.changes_since,
+            lambda found: self.calls.defer(self._changed, found),
+            self.cfg.hear_changes,
         )
         program = self.wsgi
 
         def with_visit(environ: dict[str, Any], start_response: Any) -> Any:
             environ[KEY] = self._thread.visit
+            environ[CUT] = self._thread.cut
             return program(environ, start_response)
 
         self.wsgi = with_visit
@@ -241,7 +267,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         except RuntimeError:  # the pool is shutting down
             self._close(conn)
             return
-        work.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, conn, done))
+        work.add_done_callback(lambda done: self.calls.defer(self.finish_request, conn, done))
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
         result: Any = GONE if fs.cancelled() or fs.exception() else fs.result()
@@ -326,8 +352,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._forget(conn)
             self._close(conn)
 
-    def murder_pending(self) -> None:
-        """Ends the waits that are over; called in every turn of the loop."""
+    def sweep(self) -> None:
+        """Ends the waits that are over."""
         now = time.monotonic()
         if self.nr_conns >= self.worker_connections:
             self._shed()
@@ -341,15 +367,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._wake(conn)
         self._answer_parked()
 
-    def murder_keepalived(self, force: bool = False) -> None:
-        if force:
-            for conn in list(self.waiting):
-                self._forget(conn)
-                self._close(conn)
-            self.watch.stop()
-            self.admin_pool.shutdown(wait=False)
+    def release(self) -> None:
+        for conn in list(self.waiting):
+            self._forget(conn)
+            self._close(conn)
+        self.watch.stop()
+        self.admin_pool.shutdown(wait=False)
 
-    def _cap_keepalive(self, deadline: float) -> None:
+    def leave(self, deadline: float) -> None:
         """Shutdown: who has sent nothing of a request does not keep us, and who waits is to wait elsewhere."""
         self.room.closed = True
         for conn in list(self.parked.values()):
@@ -456,7 +481,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         conn.sock.settimeout(SEND_TIMEOUT)
         raw, conn.request = conn.request or conn.take(), b""
         conn.visit = self._thread.visit = conn.visit or Visit(self.room, len(raw))
-        waits = False
+        waits, self._thread.cut = False, conn.cut is not None
         try:
             return self._answer(conn, raw)
         except Parked:
@@ -483,8 +508,21 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         except Exception:
             self.log.exception("answering %s failed", conn.client[0])
             conn.refuse(500, "an internal error occurred; the log of the proxy says more")
-        conn.continued = False
-        if not keep or not conn.parser.finish_body() or conn.parser.unreader.buf.getvalue():
+        conn.continued, conn.cut = False, None
+        if not keep or not _read_whole(conn.parser):
             conn.end()
             return LINGER
         return AGAIN if conn.buffer else SERVED
+
+
+def _read_whole(parser: Any) -> bool:
+    """Did gunicorn see the request end where we did? What the program left of the body is read."""
+    body = parser.mesg.body
+    if getattr(body, "failed", False):
+        return False
+    try:
+        while body.read(READ_SIZE):
+            pass
+    except (ParseException, OSError):
+        return False
+    return not parser.unreader.buf.getvalue()

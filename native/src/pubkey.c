@@ -47,7 +47,8 @@ static int rsa_sane(const EVP_PKEY *pkey)
 }
 
 /* Where the cofactor is 1, as on every curve that we make keys on, each point of the curve but infinity has
-   the right order: multiplying it by the order, which costs more than all else here, would say nothing new. */
+   the right order: multiplying it by the order, which costs more than all else here, would say nothing new.
+ */
 static int right_point(EVP_PKEY *pkey)
 {
     EVP_PKEY_CTX *ctx = EVP_PKEY_CTX_new_from_pkey(NULL, pkey, NULL);
@@ -70,8 +71,9 @@ static int ec_sane(const EVP_PKEY *pkey)
         strcmp(encoding, OSSL_PKEY_EC_ENCODING_GROUP) != 0)
         return igc_fail(IGC_E_KEYTYPE, "the curve is given by explicit parameters, not by name");
     /* on the curve, not infinity, right order */
-    return right_point((EVP_PKEY *)pkey) ? IGC_OK
-                                         : igc_fail(IGC_E_BADKEY, "the point is not a public key of its curve");
+    return right_point((EVP_PKEY *)pkey)
+               ? IGC_OK
+               : igc_fail(IGC_E_BADKEY, "the point is not a public key of its curve");
 }
 
 int igc_pkey_sane(const EVP_PKEY *pkey)

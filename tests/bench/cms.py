@@ -25,7 +25,7 @@ from igelcert.model import CsrSpec, Subject
 
 __all__ = ["measure"]
 
-BUILD_LIMIT, OPEN_LIMIT, PYASN1_GAIN = 1.3, 1.7, 3.0
+BUILD_LIMIT, OPEN_LIMIT, PYASN1_GAIN = 1.2, 1.5, 3.0
 ROUNDS, TIMES = 7, 60
 VERISIGN = "2.16.840.1.113733.1.9."
 PKCS1 = rsa_padding.PKCS1v15()

@@ -1,4 +1,4 @@
-"""Debian's Chromium, headless, on the pages of a proxy in front of the lab CA."""
+"""The lab CA, proxies and browsers of these tests."""
 
 from __future__ import annotations
 
@@ -9,14 +9,7 @@ from typing import Any
 import pytest
 
 from tests.support.chain import LabCa, Proxy, lab_ca, proxy
-from tests.support.peers import peer
-
-PASSWORD = "correct horse battery staple"
-FLAGS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--no-first-run",
-]  # fmt: skip
-SHOTS = Path(__file__).resolve().parents[2] / "artefacts/pages"
+from tests.support.walk import Walk, chromium
 
 
 @pytest.fixture(scope="module")
@@ -32,91 +25,9 @@ def gate(tmp_path: Path) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Any]:
-    """A fresh profile of the browser."""
-    from playwright.sync_api import sync_playwright
-
-    program = str(peer("chromium"))
-    with sync_playwright() as playwright:
-        context = playwright.chromium.launch_persistent_context(
-            str(tmp_path / "profile"),
-            executable_path=program,
-            args=FLAGS,
-            viewport={"width": 1280, "height": 900},
-        )
-        context.set_default_timeout(15_000)
+def browser() -> Iterator[Any]:
+    with chromium() as context:
         yield context
-        context.close()
-
-
-class Walk:
-    """A person at the browser. said: every answer that came, and every word of the console; strange: what must not be."""
-
-    def __init__(self, browser: Any, gate: Proxy) -> None:
-        self.gate = gate
-        self.base = f"http://127.0.0.1:{gate.admin_port}"
-        self.page = browser.pages[0]
-        self.said: list[str] = []
-        self.strange: list[str] = []
-        self.page.on("response", self._heard)
-        self.page.on("console", self._console)
-        self.page.on("pageerror", lambda error: self.strange.append(str(error)))
-        self.page.on("request", self._asked)
-
-    def _heard(self, response: Any) -> None:
-        if "/static/" not in response.url and response.status not in {302, 303}:
-            try:
-                self.said.append(response.text())
-            except Exception as err:  # a page that was left meanwhile has no body any more
-                self.said.append(f"({type(err).__name__})")
-
-    def _console(self, message: Any) -> None:
-        # a refused form is an answer of 422, and the browser's console says so
-        if message.type == "error" and "Failed to load resource" not in message.text:
-            self.strange.append(message.text)
-
-    def _asked(self, request: Any) -> None:
-        if not request.url.startswith((self.base, "data:", "blob:")):
-            self.strange.append(f"asked elsewhere: {request.url}")
-
-    def go(self, path: str) -> None:
-        self.page.goto(self.base + path)
-
-    def log_in(self) -> None:
-        self.go("/")
-        self.page.get_by_label("Name").fill("admin")
-        self.page.get_by_label("Password").fill(self.gate.password)
-        self.page.get_by_role("button", name="Log in").click()
-        self.page.get_by_label("Present password").fill(self.gate.password)
-        self.page.get_by_label("New password", exact=True).fill(PASSWORD)
-        self.page.get_by_label("New password again").fill(PASSWORD)
-        self.page.get_by_role("button", name="Save password").click()
-        self.page.get_by_role("heading", name="Devices", exact=True).wait_for()
-
-    def shoot(self, name: str) -> None:
-        """The page as it is in light, dark and on a phone; axe-core must find nothing serious in light and dark."""
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        for scheme in ("light", "dark"):
-            self.page.emulate_media(color_scheme=scheme)
-            self.page.screenshot(path=SHOTS / f"{name}-{scheme}.png", full_page=True)
-            self.axe(f"{name} {scheme}")
-        self.page.emulate_media(color_scheme="light")
-        self.page.set_viewport_size({"width": 390, "height": 844})
-        self.page.screenshot(path=SHOTS / f"{name}-phone.png", full_page=True)
-        wide = self.page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= 390, f"{name} is {wide} pixels wide on a phone"
-        self.page.set_viewport_size({"width": 1280, "height": 900})
-
-    def axe(self, name: str) -> None:
-        # the page's policy forbids scripts of others: the browser itself, and not the page, runs this one
-        self.page.evaluate(peer("axe-core").read_text() + ";0")
-        found = self.page.evaluate("axe.run().then(found => found.violations)")
-        bad = [
-            (each["id"], each["help"], [node["html"][:160] for node in each["nodes"][:3]])
-            for each in found
-            if each["impact"] in {"serious", "critical"}
-        ]
-        assert not bad, f"{name}: {bad}"
 
 
 @pytest.fixture
@@ -124,3 +35,21 @@ def walk(browser: Any, gate: Proxy) -> Walk:
     made = Walk(browser, gate)
     made.log_in()
     return made
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
+    """One proxy and one browser, logged in, for all tests of a module: each uses names of its own."""
+    place = tmp_path_factory.mktemp("shared")
+    with proxy(place / "data") as gate, chromium() as context:
+        made = Walk(context, gate)
+        made.log_in()
+        yield made
+
+
+@pytest.fixture
+def tour(shared: Walk) -> Iterator[Walk]:
+    """The shared walk; nothing strange may have happened in it."""
+    yield shared
+    shared.page.context.set_offline(False)
+    assert shared.strange == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import socket
 import time
@@ -11,6 +12,11 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from igelcert.codec.http import Request, Response
+from igelcert.device.agent import Agent
+from igelcert.device.config import load
+from igelcert.device.log import Log
+from igelcert.device.transport import Link
 from igelcert.model import KEY_TYPES
 from tests.support.chain import LabCa, Proxy, lab_ca, ok, proxy
 from tests.support.tree import check_certificate, new_csr, openssl, snapshot
@@ -198,3 +204,29 @@ def test_a_renewal_by_the_certificate_itself(gate: Proxy, root: Path) -> None:
     request = root.parent / "tc-self.csr"
     assert gate.ask("POST", "/.well-known/est/lan/simpleenroll", request.read_bytes(), client=pair)[0] == 403
     assert gate.ask("GET", "/rmagent/settings", client=pair)[0] == 403
+
+
+def test_one_connection_serves_a_whole_sync(gate: Proxy, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handshake costs both sides more than the rest of a request; thousands of devices come at once."""
+    key = {"type": "ec_prime256v1"}
+    gate.profile("one", *({"friendly_name": name, "key": key} for name in ("lan", "vpn")), directory="/One")
+    device = gate.device(root, "ONE", "tc-one", directory="/One")
+    opened: list[Link] = []
+    asked: list[str] = []
+    new, send = Link._new, Link.send
+
+    def opens(link: Link) -> http.client.HTTPConnection:
+        opened.append(link)
+        return new(link)
+
+    def asks(link: Link, request: Request) -> Response:
+        asked.append(request.path)
+        return send(link, request)
+
+    monkeypatch.setattr(Link, "_new", opens)
+    monkeypatch.setattr(Link, "send", asks)
+    with Agent(load(str(root)), Log("rmagent", screen=False)) as agent:
+        assert agent.sync() == 0
+    assert all((device.certs / name / "cert.pem").exists() for name in ("lan", "vpn"))
+    assert len(opened) == 1
+    assert asked.count("/rmagent/report") == 2, "what it is, and what it has then"

@@ -464,7 +464,7 @@ def test_a_server_that_drips(
     ca.wire = wire
     live, began = host.live(), time.monotonic()
     assert inside(host, capsys, EX_TEMPFAIL) == f"lan: localhost:{ca.port} does not answer in time"
-    assert 1.5 < time.monotonic() - began < 6
+    assert 1.5 < time.monotonic() - began < 15
     assert host.live() == live and host.litter() == []
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from collections.abc import Iterator
@@ -154,7 +155,8 @@ def test_ten_thousand_devices(gate: Proxy, tmp_path: Path) -> None:
     for path in (
         "/devices", "/devices?directory=/site+7/room+107", "/devices?search=77", "/devices?state=failing",
         "/devices?state=expiring&offset=100", "/devices?offset=9950", "/devices/u/u00107", "/profiles",
-        "/profiles/p/profile%207", "/enrollments", "/enrollments?state=refused&search=u001", "/audit", "/ca", "/accounts",
+        "/profiles/p/profile%207", "/enrollments", "/enrollments?state=refused&search=u001", "/enrollments?search=u001",
+        "/audit", "/ca", "/accounts",
     ):  # fmt: skip
         person.get(path)
         took = min(person.get(path).took for _ in range(5))
@@ -174,7 +176,16 @@ def _live(gate: Proxy) -> None:
     context, moment = Context.open(gate.data), now()
     day = 86_400
     with context.db.begin() as connection:
-        connection.execute(devices.update().values(state="registered", last_seen=moment - 60))
+        said = {
+            "friendly_name": "lan",
+            "state": "valid",
+            "serial": "0A",
+            "error": "",
+            "hooks": "",
+            "not_after": moment,
+        }
+        report = json.dumps({"certs": [said, {**said, "friendly_name": "vpn"}]})
+        connection.execute(devices.update().values(state="registered", last_seen=moment - 60, report=report))
         until = [moment + (index % 400 - 5) * day for index in range(10_000)]
         connection.execute(
             certificates.insert(),

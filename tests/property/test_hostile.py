@@ -22,7 +22,7 @@ from igelcert import crypto
 from igelcert.codec import est, pem, pkcs10
 from igelcert.codec.http import Response, parse_retry_after, plain_line, plain_reason
 from igelcert.errors import Error
-from igelcert.proxy.framing import FramingError, request_length
+from igelcert.proxy.framing import Cut, FramingError, request_length
 from igelcert.settings import parse_settings
 
 
@@ -181,3 +181,41 @@ def test_a_request_is_whole_exactly_at_its_end(data: st.DataObject) -> None:
     for end in range(len(whole)):
         assert request_length(bytearray(whole[:end]), 65_536) is None
     assert request_length(bytearray(whole + b"GET / HTTP/1.1\r\n"), 65_536) == len(whole)
+
+
+@given(st.integers(0, 400_000), st.lists(st.integers(500, 200_000), min_size=1, max_size=9))
+@settings(max_examples=30, deadline=None)
+def test_a_body_that_is_too_large_keeps_its_begin_and_its_end(more: int, pieces: list[int]) -> None:
+    size = 2 * Cut.KEPT + more
+    body = bytes(at * 7 % 251 for at in range(1000)) * (size // 1000 + 1)
+    head = f"POST /ca HTTP/1.1\r\nHost: a\r\ncontent-LENGTH:  {size} \r\nX: y\r\n\r\n".encode()
+    cut = Cut.of(head)
+    assert cut is not None
+    rest, at, turn, done = bytearray(), 0, 0, False
+    while not done:
+        piece = pieces[turn % len(pieces)]
+        rest = bytearray(body[at : min(at + piece, size)])
+        at, turn = at + piece, turn + 1
+        if at >= size:
+            rest += b"GET / HTTP/1.1\r\n"
+        done = cut.take(rest)
+    assert rest == b"GET / HTTP/1.1\r\n", "what comes after it is not its own"
+    request = cut.request()
+    kept = 2 * Cut.KEPT
+    assert request == head.replace(
+        f"content-LENGTH:  {size} ".encode(), f"Content-Length: {kept}".encode()
+    ) + (body[: Cut.KEPT] + body[size - Cut.KEPT : size])
+    assert request_length(bytearray(request), kept) == len(request)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"Content-Length: 99999999999999\r\n",
+        b"Content-Length: 9000000\r\nExpect: 100-continue\r\n",
+        b"Content-Length: 9000000\r\nTransfer-Encoding: chunked\r\n",
+        b"Transfer-Encoding: chunked\r\n",
+    ],
+)
+def test_what_is_not_even_read_when_it_is_too_large(head: bytes) -> None:
+    assert Cut.of(b"POST /ca HTTP/1.1\r\nHost: a\r\n" + head + b"\r\n") is None

@@ -1,4 +1,4 @@
-"""One lab CA and one proxy for the guests of a module."""
+"""One lab CA and one proxy for the guests of a worker."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from tests.support.guests import Rig, rig
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     with rig(tmp_path_factory.mktemp("qemu")) as made:
         yield made

@@ -14,12 +14,14 @@ import pytest
 from cryptography import x509
 
 from tests.support.guests import Rig, whole
-from tests.support.qemu import Guest, boot, make_disk, read_disk
+from tests.support.qemu import boot, make_disk, online, read_disk
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("qemu")]
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("qemu-boots")]
 
+KINDS = ("tiny", "full")
 RELOAD = {"tiny": "/etc/init.d/rmagent reload", "full": "systemctl reload rmagent"}
 STATUS = {"tiny": "/etc/init.d/rmagent status", "full": "systemctl is-active rmagent"}
+LEAST_MEMORY = {"tiny": "96", "full": "128"}  # MB
 # Trusts what the system's store trusts, and nothing else.
 TLS = """\
 import socket, ssl, sys
@@ -51,7 +53,7 @@ class Enrolled:
         return read_disk(disk, self.place / f"{disk.name}.read")
 
 
-@pytest.fixture(scope="module", params=["tiny", "full"])
+@pytest.fixture(scope="module", params=KINDS)
 def first(
     request: pytest.FixtureRequest, host: Rig, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Enrolled]:
@@ -76,12 +78,6 @@ def first(
         journal = guest.journal()
         guest.power_off()
     yield Enrolled(kind, host, disk, seed, place, journal, said, guest.ready)
-
-
-def online(guest: Guest) -> None:
-    guest.do(
-        "for i in $(seq 100); do ip addr show eth0 | grep -q 'inet ' && exit; usleep 100000; done; false"
-    )
 
 
 def serials(host: Rig) -> set[int]:
@@ -113,7 +109,7 @@ def test_the_system_trusts_the_ca(first: Enrolled) -> None:
 
 def test_the_journal_tells_the_story(first: Enrolled) -> None:
     assert re.search(r"rmagent\[\d+\]: registered at https://proxy.example", first.journal)
-    assert re.search(r"rmagent\[\d+\]: lan: enrolled, serial [0-9A-F]+", first.journal)
+    assert re.search(r"igel-certs\[\d+\]: lan: enrolled, serial [0-9A-F]+", first.journal)
     assert re.search(r"igel-certs\[\d+\]: nonsense: the settings have no such certificate", first.journal)
     assert "correct horse" not in first.journal
 
@@ -164,10 +160,14 @@ def renewed(first: Enrolled, disk: Path) -> dict[str, Any]:
 
 
 def test_boot_in_the_future(first: Enrolled) -> None:
+    """The certificate is due. In the least memory that the image wants."""
+    least = ["--memory", LEAST_MEMORY[first.kind]]
     first.host.gate.use(first.host.late)
     disk = first.again("future")
     try:
-        with boot(first.kind, first.place / "3", disk, first.seed, "--clock", when(future())) as guest:
+        with boot(
+            first.kind, first.place / "3", disk, first.seed, "--clock", when(future()), *least
+        ) as guest:
             guest.await_journal("lan: renewed")
             guest.do("for i in $(seq 100); do grep -q renewed /wfs/hooks.log && break; usleep 100000; done")
             guest.power_off()

@@ -17,6 +17,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -240,6 +241,16 @@ ssize_t writev(int fd, const struct iovec *parts, int number)
 }
 
 /* A call with one path at a directory's descriptor, and one with a descriptor alone. */
+ssize_t sendfile64(int to, int from, off64_t *at, size_t size)
+{
+    NEXT(ssize_t, sendfile64, (int, int, off64_t *, size_t));
+    if (writing(to, size)) {
+        real(to, from, at, size / 2);
+        end();
+    }
+    return real(to, from, at, size);
+}
+
 static void path_call(const char *what, int at, const char *path)
 {
     char full[PATH_MAX];

@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import pytest
 
-__all__ = ["bouncy_castle", "cache", "missing", "peer"]
+__all__ = ["bouncy_castle", "cache", "clean_system", "missing", "peer"]
 
 SOURCES = Path(__file__).parents[1] / "peers"
 BC_VERSION = "1.87"
@@ -22,6 +22,7 @@ KEYGEN = {
     "keygen-ec": ("keygen_ec.c",),
 }
 SYSTEM = {
+    "aarch64-gcc": "aarch64-linux-gnu-gcc",
     "chromium": "chromium",
     "certutil": "certutil",
     "charon-systemd": "charon-systemd",
@@ -35,6 +36,7 @@ SYSTEM = {
     "hostapd": "hostapd",
     "ip": "ip",
     "java": "java",
+    "lintian": "lintian",
     "keytool": "keytool",
     "NetworkManager": "NetworkManager",
     "nginx": "nginx",
@@ -42,8 +44,13 @@ SYSTEM = {
     "openssl": "openssl",
     "openvpn": "openvpn",
     "pk12util": "pk12util",
+    "prometheus": "prometheus",
+    "promtool": "promtool",
+    "qemu-aarch64": "qemu-aarch64-static",
+    "skopeo": "skopeo",
     "strongswan": "pki",
     "swanctl": "swanctl",
+    "umoci": "umoci",
     "wpa_supplicant": "wpa_supplicant",
     "Xvfb": "Xvfb",
 }
@@ -94,6 +101,14 @@ def bouncy_castle() -> list[str]:
     # one compiler stage and the small collector: half the start-up time of a short run
     return [str(peer("java")), "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC",
             "-cp", f"{classes}{os.pathsep}{classes.parent}/*", "BcEst"]  # fmt: skip
+
+
+def clean_system(suite: str, kind: str) -> Path:
+    """The tar archive of a minimal system of that Debian release: what scripts/peers calls device, proxy, build or arm64."""
+    control = Path(__file__).parents[2] / "debian/control"
+    name = f"debian-{suite}-{kind}-{hashlib.sha256(control.read_bytes()).hexdigest()[:16]}.tar"
+    found = cache() / name
+    return found if found.is_file() else missing(name)
 
 
 def _digest(*names: str) -> str:

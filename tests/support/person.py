@@ -69,6 +69,14 @@ class Person:
         body = None if form is None else urlencode(form)
         if body is not None:
             sent["Content-Type"] = "application/x-www-form-urlencoded"
+        return self._exchange(method, path, body, sent)
+
+    def send(self, path: str, body: bytes, headers: dict[str, str]) -> Answer:
+        """A body as it is."""
+        sent = {"Accept": "text/html", "Cookie": self.cookie, **headers}
+        return self._exchange("POST", path, body, sent)
+
+    def _exchange(self, method: str, path: str, body: str | bytes | None, sent: dict[str, str]) -> Answer:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         start = time.monotonic()
         try:

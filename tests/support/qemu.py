@@ -18,11 +18,11 @@ from typing import Any
 
 from tests.support.peers import missing
 
-__all__ = ["Guest", "boot", "image", "make_disk", "make_seed", "read_disk", "tool"]
+__all__ = ["Guest", "boot", "image", "make_disk", "make_seed", "online", "read_disk", "tool"]
 
 ROOT = Path(__file__).resolve().parents[2]
 PATH = os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
-BOOT_SECONDS = 90
+BOOT_SECONDS = 120
 DISK_BYTES = 16 << 20
 INPUTS = (
     "scripts/image",
@@ -192,7 +192,7 @@ class Guest:
         """As contracts have it."""
         return self.do("journalctl --no-pager -o short-monotonic | egrep 'rmagent|igel-certs'", code=None)
 
-    def await_journal(self, pattern: str, seconds: float = 60) -> re.Match[str]:
+    def await_journal(self, pattern: str, seconds: float = 90) -> re.Match[str]:
         """The first line of our journal that fits, when it comes."""
         end = time.monotonic() + seconds
         while True:
@@ -200,12 +200,13 @@ class Guest:
             if found := re.search(pattern, text, re.MULTILINE):
                 return found
             assert time.monotonic() < end, f"no {pattern!r} in the journal within {seconds} s:\n{text}"
-            time.sleep(0.3)
+            time.sleep(0.7)  # looking takes the guest's time
 
     def power_off(self, seconds: float = 40) -> None:
         """As its user does: services end, disks are unmounted."""
         with contextlib.suppress(OSError):
-            self.line.sendall(b"poweroff\n")
+            # busybox's shell takes its own poweroff first, which systemd does not understand
+            self.line.sendall(b"[ ! -d /run/systemd/system ] || systemctl poweroff; poweroff\n")
         assert self.process.wait(seconds) == 0
 
     def kill(self) -> None:
@@ -233,6 +234,13 @@ class Guest:
                 assert "return" in answer, answer
 
 
+def online(guest: Guest) -> None:
+    """Waits until the guest has its address."""
+    guest.do(
+        "for i in $(seq 300); do ip addr show eth0 | grep -q 'inet ' && exit; usleep 100000; done; false"
+    )
+
+
 @contextlib.contextmanager
 def boot(
     kind: str, place: Path, disk: Path, seed: Path, *options: str, unplugged: bool = False, wait: bool = True
@@ -246,10 +254,10 @@ def boot(
     for stale in (control, place / "qmp"):
         stale.unlink(missing_ok=True)
     # a UNIX socket's path is short: relative to the directory
-    command = [
-        ROOT / "scripts/qemu", kind, "--image", image(kind), "--wfs", disk, "--seed", seed, "--console", place / "console",
-        "--control", control, "--qmp", place / "qmp", *options, *(("--", "-S") if unplugged else ()),
-    ]  # fmt: skip
+    files = ["--image", image(kind), "--wfs", disk, "--seed", seed]
+    ports = ["--console", place / "console", "--control", control, "--qmp", place / "qmp"]
+    stopped = ["--", "-S"] if unplugged else []
+    command = [ROOT / "scripts/qemu", kind, "--memory", "128", *files, *ports, *options, *stopped]
     (place / "console").write_bytes(b"")
     with (place / "qemu.log").open("wb") as log:
         process = subprocess.Popen([*map(str, command)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sqlite3
 import time
 from pathlib import Path
 from typing import Any
@@ -24,32 +23,32 @@ from igelcert.proxy import (
     enrollments,
     importing,
     inventory,
+    overview,
     profiles,
 )
 from igelcert.proxy.admin import accounts, sessions
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import Database, now
-from igelcert.proxy.initialise import initialise
 from igelcert.proxy.schema import certificates as certificate_table
 from igelcert.proxy.schema import enrollments as enrollment_table
+from igelcert.proxy.schema import metadata
 from igelcert.proxy.schema import sessions as session_table
 from igelcert.proxy.upstream.config import ScepSettings
+from tests.support.stores import Stores
 
 DAY = 86_400
 
 
-@pytest.fixture(scope="module")
-def blank(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    place = tmp_path_factory.mktemp("proxy") / "data"
-    return place, initialise(place, ["localhost"], "127.0.0.1:0", "127.0.0.1:0").admin_password
-
-
 @pytest.fixture
-def context(blank: tuple[Path, str], tmp_path: Path) -> Context:
-    for path in blank[0].iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-        (tmp_path / path.name).chmod(path.stat().st_mode)
-    return Context.open(tmp_path)
+def password(context: Context, stores: Stores) -> str:
+    """Of the account `admin`."""
+    return stores.password[context.db.engine.dialect.name]
+
+
+def everything(context: Context) -> str:
+    """All that is in the database."""
+    with context.db.read() as connection:
+        return "".join(str(connection.execute(table.select()).all()) for table in metadata.sorted_tables)
 
 
 def document(*names: str, **key: str) -> bytes:
@@ -162,6 +161,35 @@ def test_states_of_devices(context: Context) -> None:
     assert inventory.counts(context) == {state: len(units(state)) for state in inventory.STATES}
     with pytest.raises(SettingsError, match="is no state"):
         inventory.search(context, state="odd")
+
+
+@pytest.mark.parametrize(
+    ("said", "trouble"),
+    [
+        ({}, False),
+        ({"state": "due", "error": None}, False),
+        ({"error": "the CA file is missing"}, True),
+        ({"error": '"'}, True),
+        ({"hooks": "90-radius ended with 1"}, True),
+        ({"state": "damaged"}, True),
+        ({"state": "expired"}, True),
+        ({"friendly_name": 'a", "error": "x'}, False),
+        ({"friendly_name": 'error": "', "serial": '"hooks": "y'}, False),
+    ],
+)
+def test_a_device_that_reports_trouble_is_failing(
+    context: Context, said: dict[str, Any], trouble: bool
+) -> None:
+    """As the overview counts it."""
+    devices.add(context, "A1")
+    device = devices.get(context, "A1")
+    assert device is not None
+    good = {"friendly_name": "lan", "state": "valid", "error": "", "not_after": now() + DAY}
+    devices.report(context, device, {"certs": [good, {**good, "friendly_name": "vpn", **said}]})
+    found = [each.unit_id for each in inventory.search(context, state="failing").items]
+    assert found == (["A1"] if trouble else []) and bool(overview.collect(context).trouble) is trouble
+    devices.report(context, device, {"certs": [good]})
+    assert not inventory.search(context, state="failing").items
 
 
 def test_two_administrators_change_one_device(context: Context) -> None:
@@ -418,35 +446,33 @@ def test_the_audit_log_names_who_did_it(context: Context) -> None:
 # ---- accounts -----------------------------------------------------------------------------------
 
 
-def test_the_first_login_must_change_the_password(context: Context, blank: tuple[Path, str]) -> None:
-    account = accounts.log_in(context, "admin", blank[1], "192.0.2.1")
+def test_the_first_login_must_change_the_password(context: Context, password: str) -> None:
+    account = accounts.log_in(context, "admin", password, "192.0.2.1")
     assert account.must_change and account.role == "admin"
     for new, sentence in (
         ("short", "less than 12"),
         ("admin-123456", "little more than"),
         ("aaaaaaaaaaaaaa", "repeats"),
-        (blank[1], "is the present"),
+        (password, "is the present"),
         ("x" * 1001, "more than 1000"),
     ):
         with pytest.raises(SettingsError, match=sentence):
-            accounts.change_password(context, "admin", blank[1], new)
+            accounts.change_password(context, "admin", password, new)
     with pytest.raises(SettingsError, match="is not the present password"):
         accounts.change_password(context, "admin", "wrong", "correct horse battery")
-    accounts.change_password(context, "admin", blank[1], "correct horse battery")
+    accounts.change_password(context, "admin", password, "correct horse battery")
     assert not accounts.log_in(context, "admin", "correct horse battery", "192.0.2.1").must_change
-    assert b"correct horse battery" not in (context.data / "proxy.db").read_bytes()
+    assert "correct horse battery" not in everything(context)
 
 
-def test_logins_are_limited(
-    context: Context, blank: tuple[Path, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logins_are_limited(context: Context, password: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(5):
         with pytest.raises(accounts.LoginRefused, match="wrong"):
             accounts.log_in(context, "admin", "guess", "192.0.2.1")
     with pytest.raises(accounts.LoginRefused, match="too many") as refused:
-        accounts.log_in(context, "admin", blank[1], "192.0.2.1")
+        accounts.log_in(context, "admin", password, "192.0.2.1")
     assert 0 < refused.value.retry_after <= 900
-    accounts.log_in(context, "admin", blank[1], "192.0.2.2")  # the owner is not locked out elsewhere
+    accounts.log_in(context, "admin", password, "192.0.2.2")  # the owner is not locked out elsewhere
     for index in range(20):
         with pytest.raises(accounts.LoginRefused):
             accounts.log_in(context, f"nobody{index}", "guess", "192.0.2.3")
@@ -454,17 +480,17 @@ def test_logins_are_limited(
         accounts.log_in(context, "somebody", "guess", "192.0.2.3")
     later = now() + 901
     monkeypatch.setattr(accounts, "now", lambda: later)
-    accounts.log_in(context, "admin", blank[1], "192.0.2.1")
+    accounts.log_in(context, "admin", password, "192.0.2.1")
 
 
-def test_sessions_end(context: Context, blank: tuple[Path, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    account = accounts.log_in(context, "admin", blank[1], "::1")
+def test_sessions_end(context: Context, password: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    account = accounts.log_in(context, "admin", password, "::1")
     session, other = sessions.begin(context, account), sessions.begin(context, account)
     assert session.secret not in repr(session) and not sessions.forged(session, session.csrf)
     assert sessions.forged(session, other.csrf)
     with context.db.read() as connection:
         assert session.secret not in str(connection.execute(session_table.select()).all())
-    accounts.change_password(context, "admin", blank[1], "correct horse battery", session.digest)
+    accounts.change_password(context, "admin", password, "correct horse battery", session.digest)
     assert sessions.find(context, other.secret) is None and sessions.find(context, "") is None
     moment = now()
     for later, alive in ((1700, True), (3300, True), (5200, False)):
@@ -511,7 +537,7 @@ def test_tokens(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     found = accounts.who_has(context, made.secret)
     assert found is not None and (found.name, found.role, found.secret) == ("backup", "viewer", "")
     assert accounts.who_has(context, made.secret + "x") is None and accounts.who_has(context, "") is None
-    assert made.secret.encode() not in (context.data / "proxy.db").read_bytes()
+    assert made.secret not in everything(context) and made.name in everything(context)
     later = now() + DAY
     monkeypatch.setattr(accounts, "now", lambda: later)
     assert accounts.who_has(context, made.secret) is None
@@ -522,36 +548,43 @@ def test_tokens(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
         accounts.make_token(context, "backup", "viewer")
 
 
+def test_a_nul_in_what_is_asked_for_is_found_nowhere(context: Context) -> None:
+    """PostgreSQL has no such character in texts, and strangers may send it."""
+    devices.add(context, "A1", hostname="tc-1")
+    with pytest.raises(accounts.LoginRefused):
+        accounts.log_in(context, "ad\0min", "x", "192.0.2.1")
+    inventory.search(context, text="tc\0")  # SQLite's LIKE takes that for the end
+    assert devices.get(context, "A1\0") is None
+
+
 # ---- the migration ------------------------------------------------------------------------------
 
 
-def test_an_older_database_keeps_its_administrator_and_certificates(tmp_path: Path) -> None:
+OLD = (
+    "INSERT INTO meta VALUES ('admin_name', 'admin'), ('admin_password', 'hash')",
+    "INSERT INTO devices (unit_id, directory, hostname, hostname_fixed, ips, state, report, created)"
+    " VALUES ('A1', '/', '', FALSE, '[]', 'added', '{}', 1)",
+    "INSERT INTO enrollments (unit_id, friendly_name, operation, csr_sha256, state, config_version, reason,"
+    " warnings, subject, serial, not_before, not_after, created, updated)"
+    " SELECT column1, 'lan', 'simpleenroll', column2, 'issued', 1, '', '', 'CN=x', column3, 1, 2, 1, column4"
+    " FROM (VALUES ('A1', 'a', '01', 5), ('A1', 'b', '02', 7), ('gone', 'c', '03', 9)) AS given",
+)
+
+
+def test_an_older_database_keeps_its_administrator_and_certificates(empty: Database) -> None:
     from alembic import command
     from alembic.config import Config
 
     import igelcert.proxy
 
-    db = Database.sqlite(tmp_path / "old.db")
+    db = empty
     config = Config()
     config.set_main_option("script_location", str(Path(igelcert.proxy.__file__).parent / "migrations"))
     with db.begin() as connection:
         config.attributes["connection"] = connection
         command.upgrade(config, "0002")
-    raw = sqlite3.connect(tmp_path / "old.db")
-    raw.execute("INSERT INTO meta VALUES ('admin_name', 'admin'), ('admin_password', 'hash')")
-    raw.execute(
-        "INSERT INTO devices (unit_id, directory, hostname, hostname_fixed, ips, state, report, created)"
-        " VALUES ('A1', '/', '', 0, '[]', 'added', '{}', 1)"
-    )
-    for unit_id, csr, serial, updated in (("A1", "a", "01", 5), ("A1", "b", "02", 7), ("gone", "c", "03", 9)):
-        raw.execute(
-            "INSERT INTO enrollments (unit_id, friendly_name, operation, csr_sha256, state, config_version, reason,"
-            " warnings, subject, serial, not_before, not_after, created, updated)"
-            " VALUES (?, 'lan', 'simpleenroll', ?, 'issued', 1, '', '', 'CN=x', ?, 1, 2, 1, ?)",
-            (unit_id, csr, serial, updated),
-        )
-    raw.commit()
-    raw.close()
+        for statement in OLD:
+            connection.exec_driver_sql(statement)
     db.migrate()
     db.check()
     with db.read() as connection:
@@ -559,4 +592,4 @@ def test_an_older_database_keeps_its_administrator_and_certificates(tmp_path: Pa
         assert [(row.unit_id, row.serial) for row in rows] == [("A1", "02")]
         assert db.meta("admin_password") == ""
         account = connection.exec_driver_sql("SELECT name, role, must_change FROM accounts").one()
-        assert tuple(account) == ("admin", "admin", 1)
+        assert tuple(account) == ("admin", "admin", True)

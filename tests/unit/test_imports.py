@@ -34,8 +34,8 @@ THIRD_PARTY = {
     "device": set(),
     "codec": set(),
     "proxy": {
-        "alembic", "argon2", "cryptography", "flask", "gunicorn", "prometheus_client", "sqlalchemy", "urllib3",
-        "werkzeug", "pyspnego", "spnego",
+        "alembic", "argon2", "cryptography", "flask", "gunicorn", "prometheus_client", "psycopg", "sqlalchemy",
+        "urllib3", "werkzeug", "pyspnego", "spnego",
     },
     "labca": {"cryptography"},
 }  # fmt: skip

@@ -117,6 +117,32 @@ def test_we_verify_what_openssl_signs(tmp_path: Path, digest: str) -> None:
             crypto.SignedMessage((tmp_path / "signed").read_bytes(), SERVER.set)
 
 
+@pytest.mark.parametrize("size", [1, 60, 200, 40_000, 70_000])
+def test_certificates_that_are_known_make_no_difference(tmp_path: Path, size: int) -> None:
+    """Whether libcrypto parses them again or not: the same is said of the same message. The sizes reach every
+    length of a DER length on the way from the outermost element."""
+    cert, key = pem(tmp_path, "client", CLIENT)
+    more, _ = pem(tmp_path, "server", SERVER)
+    (tmp_path / "content").write_bytes(bytes(size))
+    for extra in ((), ("-certfile", more), ("-noattr", "-certfile", more), ("-stream", "-indef")):
+        openssl("cms", "-sign", "-binary", "-nodetach", "-outform", "DER", "-signer", cert, "-inkey", key,
+                "-in", tmp_path / "content", "-out", tmp_path / "signed", *extra)  # fmt: skip
+        signed = (tmp_path / "signed").read_bytes()
+        certs = {CLIENT.cert, SERVER.cert} if more in extra else {CLIENT.cert}
+        seen = set()
+        for known in ([], [CLIENT.cert], [SERVER.cert, CLIENT.cert]):
+            opened = crypto.SignedMessage(signed, crypto.CertificateSet(known), enclosed=True)
+            assert opened.content == bytes(size) and set(opened.certs) == certs
+            seen.add(
+                (opened.content_type, opened.attributes, opened.signer, opened.digest, tuple(opened.certs))
+            )
+        assert len(seen) == 1
+        for changed in (signed[:-1], signed + b"\0", signed[:-1] + bytes([signed[-1] ^ 1])):
+            for known in ([CLIENT.cert], [SERVER.cert, CLIENT.cert]):
+                with pytest.raises(CryptoError):
+                    crypto.SignedMessage(changed, crypto.CertificateSet(known), enclosed=True)
+
+
 def test_pyasn1_parses_to_the_same_values() -> None:
     data = request()
     outer, rest = decoder.decode(data, asn1Spec=rfc5652.ContentInfo())

@@ -14,6 +14,7 @@ from igelcert.proxy import cacerts, enrollments
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import Database
 from igelcert.proxy.initialise import initialise
+from igelcert.proxy.schema import enrollments as enrollment_table
 from igelcert.proxy.secrets import Sealer, make_master_key
 
 
@@ -22,11 +23,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("proxy") / "data"
     initialise(place, ["localhost"], "127.0.0.1:0", "127.0.0.1:0")
     return place
-
-
-@pytest.fixture
-def context(data: Path) -> Context:
-    return Context.open(data)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +61,13 @@ def test_secrets_stay_where_they_were_sealed(tmp_path: Path) -> None:
         make_master_key(tmp_path / "key")
 
 
-def test_the_schema_is_what_the_migrations_make(tmp_path: Path) -> None:
+def test_the_schema_is_what_the_migrations_make(empty: Database) -> None:
     from alembic.autogenerate import compare_metadata
     from alembic.migration import MigrationContext
 
     from igelcert.proxy.schema import metadata
 
-    db = Database.sqlite(tmp_path / "x.db")
+    db = empty
     with pytest.raises(StorageError, match="empty"):
         db.check()
     db.migrate()
@@ -79,7 +75,6 @@ def test_the_schema_is_what_the_migrations_make(tmp_path: Path) -> None:
     db.check()
     with db.read() as connection:
         assert compare_metadata(MigrationContext.configure(connection), metadata) == []
-    db.close()
 
 
 def ask(name: str) -> enrollments.Ask:
@@ -88,49 +83,69 @@ def ask(name: str) -> enrollments.Ask:
     return enrollments.Ask("UNIT", "lan", csr, "simpleenroll")
 
 
-def test_a_request_is_claimed_once(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def later(context: Context, seconds: int) -> None:
+    """So much time passes for all that is on record: its own clock says what time it is."""
+    column = enrollment_table.c
+    with context.db.begin() as connection:
+        connection.execute(
+            enrollment_table.update().values(
+                updated=column.updated - seconds, retry_at=column.retry_at - seconds
+            )
+        )
+
+
+def claimed(context: Context, it: enrollments.Ask, version: int = 1) -> enrollments.Ticket:
+    ticket = enrollments.claim(context, it, version)
+    assert isinstance(ticket, enrollments.Ticket)
+    return ticket
+
+
+def test_a_request_is_claimed_once(context: Context) -> None:
     mine = ask("once")
-    assert isinstance(enrollments.claim(context, mine, 1), enrollments.Ticket)
+    first = claimed(context, mine)
     row = enrollments.claim(context, mine, 1)
     assert not isinstance(row, enrollments.Ticket) and row.state == "running"
-    # its proxy died: after the longest time that a request can take somebody else goes on
+    # it hangs: after the longest time that a request can take somebody else goes on
     longest = context.config.upstream_wait + 6 * context.config.upstream_timeout + enrollments.STALE_MARGIN
-    now = enrollments.now()
-    monkeypatch.setattr(enrollments, "now", lambda: now + longest - 2)
+    later(context, longest - 2)
     assert not isinstance(enrollments.claim(context, mine, 1), enrollments.Ticket)
-    monkeypatch.setattr(enrollments, "now", lambda: now + longest + 2)
-    assert isinstance(enrollments.claim(context, mine, 1), enrollments.Ticket)
+    later(context, 4)
+    second = claimed(context, mine)
+    # what the first brings counts no more, and it sends nothing
+    with pytest.raises(enrollments.Lost):
+        first.keep("x")
+    enrollments.finish(context, first, "failed", "late")
+    row = enrollments.claim(context, mine, 1)
+    assert row.state == "running" and row.claim == second.token
 
 
-def test_a_pending_request_waits_until_its_time(context: Context, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pending_request_waits_until_its_time(context: Context) -> None:
     mine = ask("pending")
-    now = enrollments.now()
-    assert isinstance(enrollments.claim(context, mine, 1), enrollments.Ticket)
-    enrollments.finish(context, mine, "pending", "later", retry_at=now + 100)
+    enrollments.finish(context, claimed(context, mine), "pending", "later", retry_in=100)
     row = enrollments.claim(context, mine, 1)
     assert not isinstance(row, enrollments.Ticket) and row.state == "pending"
-    assert isinstance(enrollments.claim(context, mine, 2), enrollments.Ticket), (
-        "another CA is another question"
-    )
-    enrollments.finish(context, mine, "pending", "later", retry_at=now + 100)
-    monkeypatch.setattr(enrollments, "now", lambda: now + 101)
-    assert isinstance(enrollments.claim(context, mine, 2), enrollments.Ticket)
+    assert 98 <= row.retry_at - row.clock <= 100
+    ticket = claimed(context, mine, 2)  # another CA is another question
+    enrollments.finish(context, ticket, "pending", "later", retry_in=100)
+    later(context, 101)
+    claimed(context, mine, 2)
 
 
 def test_what_an_upstream_keeps_of_a_request_comes_back(context: Context) -> None:
-    mine = ask("kept")
-    ticket = enrollments.claim(context, mine, 1)
+    mine, other = ask("kept"), ask("other")
+    ticket = claimed(context, mine)
     assert ticket.value == ""
     ticket.keep("first")
-    enrollments.finish(context, mine, "failed", "the line went dead")
-    again = enrollments.claim(context, mine, 1)
-    assert isinstance(again, enrollments.Ticket) and again.value == "first"
+    enrollments.finish(context, ticket, "failed", "the line went dead")
+    again = claimed(context, mine)
+    assert again.value == "first"
     # another CA knows nothing of it, and after a refusal the next request is a new one
-    enrollments.finish(context, mine, "failed", "the line went dead")
-    assert enrollments.claim(context, mine, 2).value == ""
-    enrollments.claim(context, ask("other"), 2).keep("second")
-    enrollments.finish(context, ask("other"), "refused", "no")
-    assert enrollments.claim(context, ask("other"), 2).value == ""
+    enrollments.finish(context, again, "failed", "the line went dead")
+    assert claimed(context, mine, 2).value == ""
+    ticket = claimed(context, other, 2)
+    ticket.keep("second")
+    enrollments.finish(context, ticket, "refused", "no")
+    assert claimed(context, other, 2).value == ""
 
 
 def test_refusals_do_not_fill_the_disk(context: Context) -> None:

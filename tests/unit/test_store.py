@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from igelcert.device import files
 from igelcert.device.store import Tree
 
 
@@ -53,3 +54,16 @@ def test_a_swap_is_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(os, name, step)
     put(tree, "new")
     assert seen == sorted(seen, reverse=True) and {"old", "new"} == set(seen), "old, then new"
+
+
+def test_a_copied_key_stays_in_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("the key passed through Python")
+
+    (tmp_path / "old").write_bytes(b"key" * 5000)
+    with monkeypatch.context() as patch:
+        for name in ("read", "write", "pread", "readv"):
+            patch.setattr(os, name, never)
+        files.write_new(str(tmp_path / "new"), files.copy_of(str(tmp_path / "old")), 0o600)
+    assert (tmp_path / "new").read_bytes() == b"key" * 5000
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o600

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future
-from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
@@ -22,7 +21,6 @@ from igelcert.errors import StorageError
 from igelcert.proxy import changes, devices, profiles, schema, serve
 from igelcert.proxy.changes import Change, Watch
 from igelcert.proxy.context import Context
-from igelcert.proxy.initialise import initialise
 from igelcert.proxy.upstream import config as ca
 from igelcert.proxy.waiting import REQUEST_MAX, Parked, Place, Room, Visit, preferred_wait
 from igelcert.proxy.worker import Connection, Worker
@@ -74,14 +72,6 @@ def test_places_are_bounded_and_given_back() -> None:
     assert Visit(room, REQUEST_MAX + 1).wait(place, 5) and room.taken == 0, "too large to keep"
     room.closed = True
     assert 5 <= Visit(room, 100).wait(place, 5) <= 35
-
-
-@pytest.fixture
-def context(tmp_path: Path) -> Iterator[Context]:
-    initialise(tmp_path / "data", ["localhost"], "127.0.0.1:0", "127.0.0.1:0")
-    made = Context.open(tmp_path / "data")
-    yield made
-    made.db.close()
 
 
 @pytest.mark.parametrize(

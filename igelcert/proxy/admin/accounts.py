@@ -11,7 +11,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError
+from argon2.exceptions import InvalidHash, VerificationError
 
 from ...errors import Error, SettingsError
 from ..audit import actor
@@ -261,7 +261,7 @@ def _wait(context: Context, name: str, address: str, moment: int) -> int:
 def _fits(hashed: str, password: str) -> bool:
     try:
         return _hasher.verify(hashed, password)
-    except (VerificationError, InvalidHashError):
+    except (VerificationError, InvalidHash):
         return False
 
 

@@ -9,7 +9,8 @@ from html import escape
 __all__ = ["Bar", "bars"]
 
 WIDTH, HEIGHT = 720, 200
-LEFT, TOP, BOTTOM = 40, 12, 26
+LEFT, TOP, BOTTOM = 40, 20, 30
+LABEL = 70  # the room of a date, as large as it is on a phone
 Bar = tuple[int, Sequence[tuple[str, int]]]  # its begin; (name of a part, how many), from below
 
 
@@ -21,7 +22,7 @@ def bars(title: str, found: Sequence[Bar], every: int) -> str:
     drawn = [_grid(top)]
     for index, (begin, parts) in enumerate(found):
         x = LEFT + index * step
-        if index % every == 0:
+        if index % every == 0 and x + LABEL <= WIDTH:
             drawn.append(f'<text class="tick" x="{x:.1f}" y="{HEIGHT - 8}">{_day(begin)}</text>')
         drawn.append(_bar(x + step * 0.12, step * 0.76, begin, parts, top))
     total = sum(count for _, parts in found for _, count in parts)

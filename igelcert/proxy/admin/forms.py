@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import ConflictError, SettingsError
 from ...settings import DEFAULTS
-from .rest import field_of
+from .rest.errors import field_of
 
-__all__ = ["Problems", "document_of", "form_of"]
+__all__ = ["Problems", "cert_indexes", "document_of", "form_of"]
 
 TEXTS = {
     "subject": ("auto_cn", "cn", "ou", "org", "locality", "state", "country", "email"),
@@ -41,31 +41,40 @@ class Problems:
     def __bool__(self) -> bool:
         return bool(self.fields or self.others)
 
-    def add(self, err: SettingsError | ConflictError, known: Container[str] | None = None) -> None:
+    def as_json(self) -> dict[str, Any]:
+        return {"fields": self.fields, "others": self.others}
+
+    def add(self, err: SettingsError | ConflictError, known: Collection[str] | None = None) -> None:
         """known: the names of the form's fields; an error of another place is shown on top."""
         hint = f" {err.hint[0].upper()}{err.hint[1:]}." if err.hint and "ca-proxy " not in err.hint else ""
         text = f"{err.reason[0].upper()}{err.reason[1:]}.{hint}" if err.reason else "Is not valid."
-        name = _form_name(field_of(err.path))
+        name = _form_name(field_of(err.path), known or ())
         if name and (known is None or name in known):
             self.fields[name] = text
         else:
             self.others.append(f"{name}: {text}" if name and known is not None else text)
 
 
-def _form_name(path: str) -> str:
-    """certs[0].san.ip[2] is the field c0.san.ip."""
+def _form_name(path: str, known: Collection[str]) -> str:
+    """certs[0].san.ip[2] is the field c0.san.ip, or of whichever certificate is the first of the form."""
     if place := _PLACE.match(path):
-        return f"c{place[1]}.{place[2]}"
+        index, indexes = int(place[1]), cert_indexes(known)
+        return f"c{indexes[index] if index < len(indexes) else index}.{place[2]}"
     return path
 
 
 def document_of(form: Mapping[str, str]) -> dict[str, Any]:
     """A settings document from the fields of the profile's form; numbers that are none stay text, and are refused."""
-    indexes = sorted({int(found[1]) for name in form if (found := re.match(r"c(\d{1,3})\.", name))})
     return {
         "show_user_notifications": "show_user_notifications" in form,
-        "certs": [_cert(form, f"c{index}.") for index in indexes[:MAX_CERTS]],
+        "certs": [_cert(form, f"c{index}.") for index in cert_indexes(form)],
     }
+
+
+def cert_indexes(form: Collection[str]) -> list[int]:
+    """The numbers of the form's certificates: c0.friendly_name is of the certificate 0."""
+    found = {int(place[1]) for name in form if (place := re.match(r"c([0-9]{1,3})\.", name))}
+    return sorted(found)[:MAX_CERTS]
 
 
 def _cert(form: Mapping[str, str], prefix: str) -> dict[str, Any]:

@@ -95,9 +95,18 @@ class Upstreams:
             return connection.execute(query.limit(1)).scalar() is not None
 
     @contextmanager
+    def place(self, *, patience: float | None = None) -> Iterator[None]:
+        """A place at the CA, of this process and of all proxies together; Busy when there is none."""
+        seconds = self._context.config.upstream_wait if patience is None else patience
+        with self.gate.place(patience=patience), self._context.leases.place(seconds) as free:
+            if not free:
+                raise self.gate.later()
+            yield
+
+    @contextmanager
     def slot(self) -> Iterator[None]:
         """One of the places at the CA, for an exchange with it. Busy, a TransportError."""
-        with self.gate.place(patience=SLOT_SECONDS), self.exchange():
+        with self.place(patience=SLOT_SECONDS), self.exchange():
             yield
 
     @contextmanager

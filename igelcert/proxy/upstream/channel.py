@@ -29,6 +29,7 @@ from ... import crypto
 from ...codec.http import Request, Response, plain_line
 from ...errors import Error, RemoteProtocolError, SettingsError, TransportError
 from ..figures import ca_exchange
+from ..leases import check_place
 from .steps import Step
 
 __all__ = ["Channel", "client_context", "date"]
@@ -76,6 +77,7 @@ class Channel:
 
     def send(self, request: Request) -> Response:
         """The answer; redirects are not followed. TransportError, RemoteProtocolError."""
+        check_place(self._timeout)
         with ca_exchange(), _Watch(self._timeout) as watch:
             try:
                 answer = self._pool.urlopen(

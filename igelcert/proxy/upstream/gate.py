@@ -145,6 +145,11 @@ class Gate:
             crowded = self._busy >= self.places and self._waiting >= self._lobby
             return self._later() if crowded and not self._down else None
 
+    def later(self) -> Busy:
+        """There is no room: when to come back."""
+        with self._free:
+            return self._later()
+
     # ---- turns ----------------------------------------------------------------------------------
 
     def _later(self) -> Busy:

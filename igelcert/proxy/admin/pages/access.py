@@ -8,7 +8,7 @@ from ....errors import SettingsError
 from ...context import Context
 from .. import accounts, guard, sessions
 from ..forms import Problems
-from .base import Answer, caller, done, form
+from .base import Answer, caller, done, form, lines, problem_lines, show, wants_lines
 
 __all__ = ["add"]
 
@@ -33,9 +33,20 @@ def add(routes: Blueprint, context: Context) -> None:
                 response.headers["Retry-After"] = str(err.retry_after)
             return response
         session = sessions.begin(context, found)
-        response = make_response(redirect(url_for("pages.home"), 303))
+        if wants_lines():
+            response = lines([{"csrf": session.csrf, "first": found.must_change}])
+        else:
+            response = make_response(redirect(url_for("pages.home"), 303))
         _set_cookie(response, session.secret)
         return response
+
+    @routes.get("/session")
+    @show(context)
+    def session() -> Answer:
+        """For a page that was open for long: is its session still good, and what must its forms carry by now?"""
+        found = caller().session
+        assert found is not None
+        return lines([{"csrf": found.csrf, "first": found.account.must_change}])
 
     @routes.post("/logout")
     @form(context, changes=False)
@@ -76,6 +87,8 @@ def add(routes: Blueprint, context: Context) -> None:
 
 
 def _again(name: str, problem: str, status: int) -> Response:
+    if wants_lines():
+        return problem_lines(Problems(others=[problem]), status)
     return make_response(render_template("login.html", name=name[:64], problem=problem), status)
 
 

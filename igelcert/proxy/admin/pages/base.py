@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import wraps
 from typing import Any
 
-from flask import Blueprint, Response, g, make_response, redirect, render_template, request, url_for
+from flask import (
+    Blueprint,
+    Response,
+    g,
+    make_response,
+    redirect,
+    render_template,
+    request,
+    stream_with_context,
+    url_for,
+)
 from werkzeug.exceptions import HTTPException
 
 from .... import __version__
 from ....errors import ConflictError, Error, SettingsError
 from ...context import Context
 from ...database import now
+from ...framing import CUT
 from .. import guard, sessions
+from ..forms import Problems
 from ..guard import Caller
+from ..rest.operations import NDJSON
 
 __all__ = [
     "Answer",
@@ -24,15 +38,23 @@ __all__ = [
     "done",
     "dress",
     "form",
+    "lines",
     "number",
     "offset_links",
     "partial",
+    "problem_lines",
+    "retype",
     "show",
+    "takes_cut",
     "to_login",
+    "unsure",
+    "upload",
+    "wants_lines",
 ]
 
 PAGE_SIZE = 50
 DAY = 86_400
+UPLOADS = {"pages.ca_save", "pages.ca_test", "pages.ca_readout", "pages.device_import"}
 Answer = Response | str
 Page = Callable[..., Answer]
 
@@ -75,6 +97,7 @@ def dress(routes: Blueprint, context: Context) -> None:
             "said": DONE.get(request.args.get("said", ""), ""),
             "version": __version__,
             "now": now(),
+            "retype": retype,
         }
 
 
@@ -99,6 +122,7 @@ def _page(context: Context, *, posts: bool, changes: bool) -> Callable[[Page], P
             if found.session.account.must_change and request.endpoint not in {
                 "pages.password",
                 "pages.log_out",
+                "pages.session",
             }:
                 return make_response(redirect(url_for("pages.password")))
             if posts and request.method == "POST":
@@ -120,8 +144,10 @@ def _page(context: Context, *, posts: bool, changes: bool) -> Callable[[Page], P
     return wrap
 
 
-def _refused(status: int, text: str) -> Response:
-    return make_response(render_template("problem.html", title="That did not work", text=text), status)
+def _refused(status: int, text: str, title: str = "That did not work") -> Response:
+    if wants_lines():
+        return problem_lines(Problems(others=[text]), status)
+    return make_response(render_template("problem.html", title=title, text=text), status)
 
 
 def _sentence(err: SettingsError | ConflictError) -> str:
@@ -132,7 +158,7 @@ def _sentence(err: SettingsError | ConflictError) -> str:
 def to_login() -> Response:
     """Where somebody without a session goes; htmx is told so that no login page ends up in a table."""
     place = url_for("pages.log_in", said="over" if sessions.COOKIE in request.cookies else None)
-    if request.headers.get("HX-Request"):
+    if request.headers.get("HX-Request") or wants_lines():
         response = make_response("", 401)
         response.headers["HX-Redirect"] = place
         return response
@@ -153,6 +179,51 @@ def partial(template: str, status: int = 200, /, **values: Any) -> Response:
     """A page, or for htmx the part of it that stands in _TEMPLATE."""
     name = f"_{template}" if request.headers.get("HX-Request") else template
     return make_response(render_template(name, **values), status)
+
+
+def wants_lines() -> bool:
+    """Does a script of the page ask, which reads an answer line by line?"""
+    return request.headers.get("Accept") == NDJSON
+
+
+def lines(found: Iterable[dict[str, Any]], status: int = 200) -> Response:
+    """An answer for such a script, sent as it comes. {"html": to be shown}, {"end": shown after all others}, ..."""
+    text = (f"{json.dumps(each)}\n" for each in found)
+    return Response(stream_with_context(text), status, content_type=NDJSON)
+
+
+def problem_lines(problems: Problems, status: int = 422) -> Response:
+    return lines([problems.as_json()], status)
+
+
+def retype() -> bool:
+    """Was something entered that an answer without scripts cannot hold: a password, a file?"""
+    if request.method != "POST" or request.headers.get("HX-Request"):
+        return False
+    typed = any(value for name, value in request.form.items() if "password" in name)
+    return typed or any(file.filename for file in request.files.values())
+
+
+def unsure(question: str) -> Response | None:
+    """A page that asks before something is gone for good; None when the form says that its sender was asked."""
+    if request.form.get("sure") == "yes":
+        return None
+    kept = [(name, value) for name, value in request.form.items(multi=True) if name != "csrf"]
+    return make_response(render_template("sure.html", question=question, kept=kept))
+
+
+def takes_cut() -> bool:
+    """Is this a form with a file, which is answered even if the file was too large to be kept (framing.Cut)?"""
+    return request.endpoint in UPLOADS and request.mimetype == "multipart/form-data"
+
+
+def upload(name: str, most: int) -> bytes | None:
+    """The file of a field, None when none is chosen; SettingsError when it has more than `most` octets."""
+    found = request.files.get(name)
+    data = found.read(most + 1) if found is not None and found.filename else None
+    if request.environ.get(CUT) or len(data or b"") > most:
+        raise SettingsError(name, f"is larger than {most / (1 << 20):.3g} MiB: it was not taken")
+    return data
 
 
 def number(name: str, default: int = 0, most: int = 1_000_000_000) -> int:
@@ -177,7 +248,7 @@ def offset_links(endpoint: str, total: int, offset: int, **filters: Any) -> dict
     }
 
 
-def problem_page(err: Exception) -> Response | None:
+def problem_page(context: Context, err: Exception) -> Response | None:
     """For browsers that ask for a page that is not there, and the like; None for programs."""
     if not request.accept_mimetypes.accept_html or request.path.startswith(
         ("/api/", "/metrics", "/healthz", "/readyz")
@@ -194,7 +265,9 @@ def problem_page(err: Exception) -> Response | None:
     text = texts.get(code, "An internal error occurred; the log of the proxy says more.")
     if isinstance(err, Error):
         text = f"{err}."
-    return _refused(code, text)
+    elif "caller" not in g and code != 500:
+        g.caller = guard.browser(context)
+    return _refused(code, text, *(["Not found"] if code == 404 else []))
 
 
 # ---- times --------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from flask import Blueprint, render_template, request
@@ -9,9 +10,11 @@ from flask import Blueprint, render_template, request
 from ....errors import ConflictError, Error, SettingsError
 from ... import ca
 from ...context import Context
+from ...keystore import MAX_KEYSTORE
+from ...upstream import Step
 from ...upstream.config import CaConfig, EstSettings, ScepSettings, clear, load
 from ..forms import Problems
-from .base import Answer, caller, done, form, partial, show
+from .base import Answer, caller, done, form, lines, partial, problem_lines, show, unsure, upload, wants_lines
 
 __all__ = ["add"]
 
@@ -23,10 +26,16 @@ SHOWN = {
     "est": (*FIELDS["est"], "keystore", "keystore_password"),
     "scep": (*FIELDS["scep"], "certificate", "ndes_password"),
 }
+MAX_CERTIFICATE = 100_000
 FRESH = {"port": "443", "renewal": "pkcsreq", "poll": "60"}
 
 
 def add(routes: Blueprint, context: Context) -> None:
+    def again(kind: str, problems: Problems, status: int = 0, **more: Any) -> Answer:
+        """The page with what was entered."""
+        page = _page(context, kind, request.form.to_dict(), problems)
+        return partial("ca.html", status or (422 if problems else 200), **page, **more)
+
     @routes.get("/ca")
     @show(context)
     def ca_page() -> Answer:
@@ -39,35 +48,33 @@ def add(routes: Blueprint, context: Context) -> None:
     @routes.post("/ca")
     @form(context)
     def ca_save() -> Answer:
-        kind = _kind()
-        problems = Problems()
+        kind, problems, conflict = _kind(), Problems(), False
         try:
             config = _config(context, kind)
             ca.save(
                 context, config, replace=request.form.get("replace") == "yes", expected=_version(request.form)
             )
             return done("ca_page", "saved")
-        except (SettingsError, ConflictError) as err:
+        except ConflictError as err:
+            problems.add(err)
+            conflict = True
+        except SettingsError as err:
             problems.add(err, SHOWN[kind])
-            conflict = isinstance(err, ConflictError)
-        status = 409 if conflict else 422
-        page = _page(context, kind, request.form.to_dict(), problems)
-        return partial("ca.html", status, **page, conflict=conflict)
+        return again(kind, problems, 409 if conflict else 422, conflict=conflict)
 
     @routes.post("/ca/test")
     @form(context)
     def ca_test() -> Answer:
         """Link by link, what is in the form: it need not be saved."""
-        problems, steps = Problems(), []
+        kind, problems = _kind(), Problems()
         try:
-            kind = _kind()
-            config = _config(context, kind)
-            steps = list(ca.test(context, None if _is_stored(context, config) else config))
+            found = _steps(context, _config(context, kind))
         except SettingsError as err:
-            problems.add(err)
-        except Error as err:
-            problems.others.append(f"{err}.")
-        return render_template("_ca_test.html", steps=steps, problems=problems)
+            problems.add(err, SHOWN[kind])
+            return problem_lines(problems) if wants_lines() else again(kind, problems)
+        if wants_lines():
+            return lines(_step_lines(found))
+        return again(kind, problems, steps=list(found))
 
     @routes.post("/ca/readout")
     @form(context)
@@ -75,19 +82,39 @@ def add(routes: Blueprint, context: Context) -> None:
         """What the chosen keystore holds."""
         problems, found = Problems(), None
         try:
-            data = _upload("keystore")
+            data = upload("keystore", MAX_KEYSTORE)
             if data is None:
                 raise SettingsError("--keystore", "no file is chosen")
             found = ca.readout(data, request.form.get("keystore_password", ""))
         except SettingsError as err:
-            problems.add(err)
-        return render_template("_keystore.html", keystore=found, problems=problems)
+            problems.add(err, SHOWN["est"])
+        if not wants_lines():
+            return again("est", problems, readout=found)
+        if problems:
+            return problem_lines(problems)
+        return lines([{"html": render_template("_keystore.html", keystore=found)}])
 
     @routes.post("/ca/remove")
     @form(context)
     def ca_remove() -> Answer:
+        if question := unsure("Remove the configuration of the CA and its secrets?"):
+            return question
         clear(context, expected=_version(request.form))
         return done("ca_page", "removed")
+
+
+def _steps(context: Context, config: CaConfig) -> Iterator[Step]:
+    try:
+        yield from ca.test(context, None if _is_stored(context, config) else config)
+    except Error as err:
+        yield Step("configuration", False, str(err), err.hint)
+
+
+def _step_lines(found: Iterator[Step]) -> Iterator[dict[str, str]]:
+    step = None
+    for step in found:
+        yield {"html": render_template("_step.html", step=step)}
+    yield {"end": render_template("_tested.html", step=step)}
 
 
 def _kind() -> str:
@@ -133,11 +160,11 @@ def _config(context: Context, kind: str) -> CaConfig:
             raise SettingsError("--port", "is not a number")
         settings = EstSettings(values["name"], values["host"], int(port), values["label"])
         password = request.form.get("keystore_password", "")
-        keystore = _upload("keystore")
+        keystore = upload("keystore", MAX_KEYSTORE)
         if keystore is None and password:
             raise SettingsError("--keystore", "no file is chosen, and a password is given")
         return ca.assemble(context, settings, keystore, password if keystore is not None else None)
-    certificate = _upload("certificate")
+    certificate = upload("certificate", MAX_CERTIFICATE)
     text = (
         ca.certificate_text(certificate) if certificate is not None else _stored_certificate(context, values)
     )
@@ -173,10 +200,3 @@ def _is_stored(context: Context, config: CaConfig) -> bool:
         config.keystore,
         config.password,
     )
-
-
-def _upload(name: str) -> bytes | None:
-    found = request.files.get(name)
-    if found is None or not found.filename:
-        return None
-    return bytes(found.read())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from flask import Blueprint, Response, make_response, render_template, request
@@ -11,11 +10,25 @@ from ....errors import ConflictError, SettingsError
 from ... import certificates, inventory, profiles
 from ... import devices as registry
 from ...context import Context
-from ...importing import Import
+from ...importing import MAX_SHEET, Import, token_sheet
 from ...inventory import Directory
 from ..forms import Problems
-from ..rest import NDJSON, failure, import_lines
-from .base import PAGE_SIZE, Answer, caller, done, form, number, offset_links, show
+from ..rest.devices import import_lines
+from ..rest.operations import NDJSON
+from .base import (
+    PAGE_SIZE,
+    Answer,
+    caller,
+    done,
+    form,
+    number,
+    offset_links,
+    problem_lines,
+    show,
+    unsure,
+    upload,
+    wants_lines,
+)
 
 __all__ = ["add"]
 
@@ -46,35 +59,55 @@ def add(routes: Blueprint, context: Context) -> None:
         )
         return make_response(page, 422 if problems else 200)
 
+    def list_again(err: SettingsError, at: str, **entered: Any) -> Answer:
+        """The list with what was entered, and what is wrong with it at the field `at`."""
+        problems = Problems()
+        problems.add(SettingsError(at, err.reason, hint=err.hint))
+        return make_response(render_template("devices.html", **_list(context, problems, entered)), 422)
+
     @routes.post("/devices/bulk")
     @form(context)
     def devices_bulk() -> Answer:
-        chosen = request.form.getlist("unit_id")
-        if request.form.get("do") == "remove":
+        chosen, to = request.form.getlist("unit_id"), request.form.get("to", "").strip()
+        try:
             if not chosen:
-                raise SettingsError("unit_id", "no device is chosen")
-            registry.remove(context, *chosen)
-            return done("devices", "removed", directory=request.form.get("from") or None)
-        to = request.form.get("to", "").strip()
-        inventory.move(context, chosen, to)
-        return done("devices", "moved", directory=to)
+                raise SettingsError("to", "no device is chosen")
+            if request.form.get("do") == "remove":
+                if question := unsure(f"Remove {len(chosen)} devices? Their next request is refused."):
+                    return question
+                registry.remove(context, *chosen)
+                return done("devices", "removed", directory=request.args.get("directory"))
+            inventory.move(context, chosen, to)
+            return done("devices", "moved", directory=to)
+        except SettingsError as err:
+            return list_again(err, "to", chosen=chosen, to=to)
 
     @routes.route("/devices/import", methods=["GET", "POST"])
     @form(context)
     def device_import() -> Answer:
+        problems, made = Problems(), ""
         if request.method == "GET":
-            return render_template("device_import.html", problems=Problems())
-        upload = request.files.get("sheet")
+            return render_template("device_import.html", problems=problems, made=made)
         try:
-            if upload is None or not upload.filename:
+            data = upload("sheet", MAX_SHEET)
+            if data is None:
                 raise SettingsError("sheet", "no file is chosen")
             try:
-                sheet = Import(upload.read().decode("utf-8-sig"))
+                sheet = Import(data.decode("utf-8-sig"))
             except UnicodeDecodeError:
                 raise SettingsError("sheet", "is not UTF-8") from None
+            if wants_lines():
+                return Response(import_lines(context, caller(), sheet), content_type=NDJSON)
+            for _ in sheet.check():
+                pass
+            made = token_sheet(sheet.write(context))
         except SettingsError as err:
-            return Response(f"{json.dumps(failure(err))}\n", content_type=NDJSON)
-        return Response(import_lines(context, caller(), sheet), content_type=NDJSON)
+            text = err.reason if err.path == "sheet" else f"{err.path}: {err.reason}"
+            problems.add(SettingsError("sheet", text, hint=err.hint))
+            if wants_lines():
+                return problem_lines(problems)
+        page = render_template("device_import.html", problems=problems, made=made)
+        return make_response(page, 422 if problems else 200)
 
     @routes.get("/devices/u/<unit_id>")
     @show(context)
@@ -94,7 +127,9 @@ def add(routes: Blueprint, context: Context) -> None:
                 seen=(values.get("seen_directory", ""), values.get("seen_hostname", "")),
             )
             return done("device", "changed", unit_id=unit_id)
-        except (SettingsError, ConflictError) as err:
+        except ConflictError as err:
+            problems.add(err)
+        except SettingsError as err:
             problems.add(err, values)
         return _device(context, unit_id, problems, values.to_dict())
 
@@ -112,6 +147,8 @@ def add(routes: Blueprint, context: Context) -> None:
     @routes.post("/devices/u/<unit_id>/remove")
     @form(context)
     def device_remove(unit_id: str) -> Answer:
+        if question := unsure(f"Remove the device {unit_id}? Its next request is refused."):
+            return question
         registry.remove(context, unit_id)
         return done("devices", "removed")
 
@@ -129,24 +166,32 @@ def add(routes: Blueprint, context: Context) -> None:
     @form(context)
     def directory_do() -> Answer:
         path, to = request.form.get("path", "").strip(), request.form.get("to", "").strip()
-        what = request.form.get("do", "")
-        if what == "add":
-            return done("devices", "made", directory=inventory.make_directory(context, path))
-        if what == "remove":
-            inventory.remove_directory(context, path)
-            return done("devices", "removed")
-        if what == "move":
-            inventory.move_directory(context, path, to)
-            return done("devices", "moved", directory=to)
-        name = request.form.get("profile", "")
-        if what == "unassign":
-            profiles.unassign(context, name, directory=path)
-            return done("devices", "unassigned", directory=path)
-        profiles.assign(context, name, directory=path)
-        return done("devices", "assigned", directory=path)
+        what, name = request.form.get("do", ""), request.form.get("profile", "")
+        try:
+            match what:
+                case "add":
+                    return done("devices", "made", directory=inventory.make_directory(context, path))
+                case "remove":
+                    if question := unsure(f"Remove the directory {path} and what is assigned to it?"):
+                        return question
+                    inventory.remove_directory(context, path)
+                    return done("devices", "removed")
+                case "move":
+                    inventory.move_directory(context, path, to)
+                    return done("devices", "moved", directory=to)
+                case "unassign":
+                    profiles.unassign(context, name, directory=path)
+                    return done("devices", "unassigned", directory=path)
+            profiles.assign(context, name, directory=path)
+            return done("devices", "assigned", directory=path)
+        except SettingsError as err:
+            at = {"add": "new-dir", "move": "move-dir", "remove": "move-dir"}.get(what, "assign")
+            return list_again(err, at, **({"path": path} if what == "add" else {"move": to} if to else {}))
 
 
-def _list(context: Context) -> dict[str, Any]:
+def _list(
+    context: Context, problems: Problems | None = None, entered: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """What is to be seen of the list. A directory or state that is none shows all."""
     text, state = request.args.get("search", "").strip()[:200], request.args.get("state", "")
     tree = inventory.tree(context)
@@ -157,10 +202,14 @@ def _list(context: Context) -> dict[str, Any]:
     found = inventory.search(
         context, text=text, directory=here.path, state=state, limit=PAGE_SIZE, offset=offset
     )
+    filters = {"search": text, "state": state, "directory": here.path}
     return {
         "found": found.items,
+        "problems": problems or Problems(),
+        "entered": entered or {},
+        "place": {**{key: value for key, value in filters.items() if value}, "offset": offset or None},
         "until": certificates.soonest(context, [device.unit_id for device in found.items]),
-        "pages": offset_links("devices", found.total, offset, search=text, state=state, directory=here.path),
+        "pages": offset_links("devices", found.total, offset, **filters),
         "tree": nested(tree, here.path),
         "directories": tree,
         "here": here,

@@ -8,7 +8,7 @@ from ....errors import SettingsError
 from ...context import Context
 from .. import accounts
 from ..forms import Problems
-from .base import Answer, done, form
+from .base import Answer, done, form, unsure
 
 __all__ = ["add"]
 
@@ -41,11 +41,15 @@ def add(routes: Blueprint, context: Context) -> None:
                 case "add":
                     return page(problems, name=name, password=accounts.add(context, name, role))
                 case "password":
+                    if question := unsure(f"Make a new first password for {name}? Its sessions end."):
+                        return question
                     return page(problems, name=name, password=accounts.reset_password(context, name))
                 case "role":
                     accounts.set_role(context, name, role)
                     return done("accounts_page", "changed")
                 case "remove":
+                    if question := unsure(f"Remove the account {name}? Its sessions end."):
+                        return question
                     accounts.remove(context, name)
                     return done("accounts_page", "removed")
         except SettingsError as err:
@@ -58,6 +62,8 @@ def add(routes: Blueprint, context: Context) -> None:
         name, problems = request.form.get("token_name", "").strip(), Problems()
         try:
             if request.form.get("do") == "remove":
+                if question := unsure(f"End the token {name}?"):
+                    return question
                 accounts.remove_token(context, name)
                 return done("accounts_page", "removed")
             text = request.form.get("days", "").strip()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from flask import Blueprint, make_response, render_template, request
@@ -11,9 +12,9 @@ from ....errors import ConflictError, SettingsError
 from ....model import KEY_TYPES
 from ... import devices, inventory, profiles
 from ...context import Context
-from ...profiles import Stored
-from ..forms import Problems, document_of, form_of
-from .base import Answer, caller, done, form, partial, show
+from ...profiles import Preview, Stored
+from ..forms import Problems, cert_indexes, document_of, form_of
+from .base import Answer, caller, done, form, lines, partial, problem_lines, show, unsure, wants_lines
 
 __all__ = ["add"]
 
@@ -42,20 +43,29 @@ def add(routes: Blueprint, context: Context) -> None:
     @routes.get("/profiles/p/<name>")
     @show(context)
     def profile(name: str) -> Answer:
+        return stored_page(name, Problems(), {})
+
+    def stored_page(name: str, assigning: Problems, assign: dict[str, str]) -> Answer:
+        """A profile as it is stored; what was wrong with an assignment stands at its field."""
         found = profiles.get(context, name)
         if found is None:
             text = f"There is no profile {name[:80]!r}."
             return make_response(render_template("problem.html", title="Unknown profile", text=text), 404)
-        return render_template("profile.html", **_page(context, found, _values(found), Problems()))
+        page = _page(context, found, _values(found), Problems())
+        text = render_template("profile.html", **page, assigning=assigning, assign=assign)
+        return make_response(text, 422 if assigning else 200)
+
+    def again(values: dict[str, str], problems: Problems, status: int, **more: Any) -> Answer:
+        """The form with what was entered."""
+        stored = profiles.get(context, values.get("name", "").strip()) if _version(values) else None
+        return partial("profile.html", status, **_page(context, stored, values, problems, **more))
 
     @routes.post("/profiles")
     @form(context)
     def profile_save() -> Answer:
         values, problems = request.form.to_dict(), Problems()
-        name, version = values.get("name", "").strip(), values.get("version", "0")
-        expected = int(version) if version.isascii() and version.isdecimal() and len(version) < 16 else -1
-        document = document_of(values)
-        _unique(document, values, problems)
+        name, document = values.get("name", "").strip(), document_of(values)
+        _unique(values, problems)
         conflict = None
         try:
             if not problems:
@@ -65,7 +75,7 @@ def add(routes: Blueprint, context: Context) -> None:
                     json.dumps(document).encode(),
                     keep_secrets=True,
                     renamed=_renamed(values),
-                    expected=expected,
+                    expected=_version(values),
                 )
                 _passthrough(context, name, "passthrough" in values)
                 return done("profile", "stored", name=name)
@@ -74,38 +84,63 @@ def add(routes: Blueprint, context: Context) -> None:
             conflict = profiles.get(context, name)
         except SettingsError as err:
             problems.add(err, values)
-        stored = profiles.get(context, name) if expected else None
-        page = _page(context, stored, values, problems, conflict)
-        return partial("profile.html", 409 if conflict else 422, **page)
+        return again(values, problems, 409 if conflict else 422, conflict=conflict)
+
+    @routes.post("/profiles/draft")
+    @form(context)
+    def profile_draft() -> Answer:
+        """Where no script does it: one certificate more, or one less."""
+        values, what = request.form.to_dict(), request.form.get("draft", "")
+        if what == "add":
+            values |= _blank(str(max(cert_indexes(values), default=-1) + 1))
+        else:
+            gone = f"{what.removeprefix('remove ')}."
+            values = {name: value for name, value in values.items() if not name.startswith(gone)}
+        return again(values, Problems(), 200)
 
     @routes.post("/profiles/preview")
     @form(context, changes=False)
     def profile_preview() -> Answer:
-        problems, found = Problems(), []
-        device = devices.get(context, request.form.get("preview_device", "").strip())
+        values, problems, found = request.form.to_dict(), Problems(), []
+        device = devices.get(context, values.get("preview_device", "").strip())
         if device is None:
-            problems.others.append("No such device is known: give a unit ID.")
+            problems.fields["preview_device"] = "No such device is known: give a unit ID."
         else:
             try:
-                found = profiles.preview(document_of(request.form), device)
+                if caller().may_change:
+                    document = document_of(values)
+                else:  # whose form is not active: it sends none of its fields
+                    document = profiles.must_find(context, values.get("name", "")).document
+                found = profiles.preview(document, device)
             except SettingsError as err:
-                problems.add(err)
-        return render_template("_preview.html", found=found, problems=problems, device=device)
+                problems.add(err, values)
+        if not wants_lines():
+            return again(values, problems, 422 if problems else 200, previews=found)
+        if problems:
+            return problem_lines(problems)
+        return lines([{"html": render_template("_preview.html", previews=found)}])
 
     @routes.post("/profiles/p/<name>/assign")
     @form(context)
     def profile_assign(name: str) -> Answer:
         kind, target = request.form.get("kind", ""), request.form.get("target", "").strip()
         where = {"device": target} if kind == "device" else {"directory": target}
-        if request.form.get("do") == "unassign":
-            profiles.unassign(context, name, **where)
-            return done("profile", "unassigned", name=name)
-        profiles.assign(context, name, **where)
-        return done("profile", "assigned", name=name)
+        try:
+            if request.form.get("do") == "unassign":
+                profiles.unassign(context, name, **where)
+                return done("profile", "unassigned", name=name)
+            profiles.assign(context, name, **where)
+            return done("profile", "assigned", name=name)
+        except SettingsError as err:
+            problems = Problems()
+            problems.add(SettingsError("target", err.reason, hint=err.hint))
+            return stored_page(name, problems, {"kind": kind, "target": target})
 
     @routes.post("/profiles/p/<name>/remove")
     @form(context)
     def profile_remove(name: str) -> Answer:
+        if question := unsure(f"Remove the profile {name}? Devices then remove its certificates."):
+            return question
         profiles.remove(context, name)
         return done("profiles_page", "removed")
 
@@ -128,7 +163,13 @@ def _renamed(values: dict[str, str]) -> dict[str, str]:
     return found
 
 
-def _unique(document: dict[str, Any], values: dict[str, str], problems: Problems) -> None:
+def _version(values: dict[str, str]) -> int:
+    """The version that the form was made of; -1 for nonsense."""
+    text = values.get("version", "0")
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < 16 else -1
+
+
+def _unique(values: dict[str, str], problems: Problems) -> None:
     """A friendly name is a directory on the device: a second one would be passed over."""
     seen: set[str] = set()
     for name in sorted(name for name in values if name.endswith(".friendly_name")):
@@ -148,11 +189,11 @@ def _page(
     stored: Stored | None,
     values: dict[str, Any],
     problems: Problems,
+    *,
     conflict: Stored | None = None,
+    previews: Sequence[Preview] = (),
 ) -> dict[str, Any]:
-    indexes = sorted(
-        {int(name[1:].partition(".")[0]) for name in values if name[:1] == "c" and name[1:2].isdigit()}
-    )
+    indexes = cert_indexes(values)
     clean = {key: value for key, value in values.items() if ".crypt_" not in key and key != "csrf"}
     secrets = stored.secrets if stored else ()
     clashes = profiles.clashes(context, stored.name, stored.document) if stored and not problems else []
@@ -165,18 +206,23 @@ def _page(
         "set": _secret_fields(stored, values, secrets),
         "problems": problems,
         "conflict": conflict,
+        "previews": previews,
         "clashes": clashes,
         "key_names": KEY_NAMES,
         "editable": caller().may_change,
         "directories": [each.path for each in inventory.tree(context)],
-        "blank": _blank(),
+        "blank": _blank("999"),
     }
 
 
-def _blank() -> dict[str, Any]:
-    """The fields of a certificate that is added in the browser, which puts its number in place of 999."""
+def _blank(index: str) -> dict[str, Any]:
+    """The fields of a certificate that is added. In the browser its number takes the place of 999."""
     values = form_of({"certs": [{"friendly_name": ""}]})
-    return {name.replace("c0.", "c999.", 1): value for name, value in values.items()}
+    return {
+        name.replace("c0.", f"c{index}.", 1): value
+        for name, value in values.items()
+        if name.startswith("c0.")
+    }
 
 
 def _secret_fields(stored: Stored | None, values: dict[str, Any], secrets: tuple[str, ...]) -> set[str]:
