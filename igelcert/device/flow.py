@@ -310,7 +310,7 @@ class Run:
         self, ask: Ask, key: crypto.Key, csr: bytes, outcome: Issued, cas: list[bytes], reason: str
     ) -> None:
         name, previous = ask.name, ask.live.cert
-        request = pkcs10.parse(csr, verify=False)
+        request = pkcs10.parse(csr, verify=False)  # our own: we signed it
         good = answers.check(
             outcome.certificates, cas, key.spki(), self.now(), request=request, previous=previous
         )
@@ -397,6 +397,7 @@ class Run:
         if found is None or live.cert is None:
             return state
         try:
+            # our own request, whose key alone is looked at
             answered = pkcs10.parse(found[1], verify=False).spki == live.cert.spki
         except Error:
             return state  # key_for_request drops it

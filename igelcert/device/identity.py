@@ -206,6 +206,7 @@ def _trust(server: str, ca_file: str, fingerprint: str) -> str:
             "nothing says which CA to trust",
             hint="give --ca-file, or --ca-fingerprint with the SHA-256 that `ca-proxy init` printed",
         )
+    # nothing is sent, and what comes counts only when its fingerprint is the one that was given (RFC 7030 4.1.1)
     with Link(server, client_context(verify=False)) as link:
         answer = link.send(Request("GET", "/rmagent/cacerts"))
     if answer.status != 200:

@@ -140,7 +140,7 @@ def key_for_request(
     if found and found[0].get("spec") == mark:
         try:
             key = read_key(os.path.join(tree.pending_dir(cert.friendly_name), "pkey.pem"), password)
-            request = pkcs10.parse(found[1], verify=False)
+            request = pkcs10.parse(found[1], verify=False)  # our own; it must be of the key beside it
             if request.spki == key.spki() and (request.challenge or "") == spec.challenge:
                 return key, found[1], True
         except (Error, OSError):

@@ -81,6 +81,7 @@ def _est_trust(config: Config, straight: EstSettings) -> ssl.SSLContext:
     if straight.ca_file:
         return client_context(ca_pem=_ca_file(config, "enrollment.est.ca_file", straight.ca_file))
     if straight.ca_fingerprint:
+        # nothing is sent, and what comes counts only by its fingerprint (RFC 7030 4.1.1)
         with Link(straight.server, client_context(verify=False)) as link:
             cas = est.cacerts_reply(link.send(est.cacerts_request(straight.label or None)))
         return client_context(ca_pem=by_fingerprint(cas, straight.ca_fingerprint))
@@ -135,7 +136,7 @@ class ScepWay:
     def enroll(self, key: crypto.Key, csr: bytes, *, renew: bool, kept: bool) -> Outcome:
         from ..codec import pkimessage
 
-        request = pkcs10.parse(csr, verify=False)
+        request = pkcs10.parse(csr, verify=False)  # our own: we signed it
         mine = self._old if renew and self._old else self._self_signed(key, request)
         if kept:
             authorities = self._server()[1]

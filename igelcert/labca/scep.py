@@ -221,7 +221,7 @@ class ScepService:
 
     def _grant(self, known: _Transaction) -> bytes | None:
         if known.certificate is None and known.granted <= time.monotonic():
-            csr = pkcs10.parse(known.csr, verify=False)
+            csr = pkcs10.parse(known.csr, verify=False)  # verified when it came
             try:
                 known.certificate = self._authority.issue(csr, self._options.validity)
             except RemoteProtocolError as err:
