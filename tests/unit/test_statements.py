@@ -1,4 +1,4 @@
-"""Statements that modules of the proxy keep are compiled once: what SQLAlchemy cannot name is compiled with every request."""
+"""Statements that modules of the proxy keep are compiled once: one that SQLAlchemy cannot name is compiled each time."""
 
 from __future__ import annotations
 
