@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ READ_ONLY = "25006"
 
 
 _META = sa.select(schema.meta.c.value).where(schema.meta.c.key == sa.bindparam("name"))
+_AUDIT = schema.audit.insert()
 _LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
 
 
@@ -39,8 +41,9 @@ def now() -> int:
     return int(time.time())
 
 
-class moment(sa.sql.expression.ColumnElement[int]):
-    """The database's clock in a statement, seconds since 1970: the one clock that all proxies share."""
+class moment(sa.sql.functions.FunctionElement[int]):
+    """The database's clock in a statement, seconds since 1970: the one clock that all proxies share. A FunctionElement:
+    statements with an element of another kind are compiled anew each time, which costs more than to run them."""
 
     type = sa.BigInteger()
     inherit_cache = True
@@ -251,18 +254,26 @@ class Database:
     @staticmethod
     def put(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
         """The row, in place of one with the same primary key; whoever does so at the same time makes no difference."""
-        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-        insert = dialect.insert(table).values(row)
-        keys = [column.name for column in table.primary_key]
-        rest = {name: insert.excluded[name] for name in row if name not in keys}
-        connection.execute(insert.on_conflict_do_update(index_elements=keys, set_=rest))
+        computed = {name: value for name, value in row.items() if isinstance(value, sa.ClauseElement)}
+        statement = _put(connection.dialect.name, table, tuple(row))
+        if computed:
+            statement = statement.values(computed)
+        connection.execute(statement, {name: value for name, value in row.items() if name not in computed})
 
     @staticmethod
     def record(connection: sa.Connection, actor: str, action: str, detail: str) -> None:
         """A line of the audit log; never a secret."""
-        connection.execute(
-            schema.audit.insert().values(at=now(), actor=actor[:128], action=action, detail=detail[:1000])
-        )
+        row = {"at": now(), "actor": actor[:128], "action": action, "detail": detail[:1000]}
+        connection.execute(_AUDIT, row)
+
+
+@lru_cache(64)
+def _put(dialect: str, table: sa.Table, names: tuple[str, ...]) -> Any:
+    """The statement of `Database.put` for a row with these columns; making it costs as much as running it."""
+    insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    keys = [column.name for column in table.primary_key]
+    rest = {name: insert.excluded[name] for name in names if name not in keys}
+    return insert.on_conflict_do_update(index_elements=keys, set_=rest)
 
 
 def _sqlite_pragmas(connection: sqlite3.Connection, _record: Any) -> None:

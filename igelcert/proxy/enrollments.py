@@ -84,6 +84,7 @@ _DEFER = _UPDATE.values(retry_at=moment() + sa.bindparam("seconds", type_=sa.Big
 # of a request that nobody has taken over
 _OURS = sa.and_(enrollments.c.state == "running", enrollments.c.claim == sa.bindparam("token"))
 _FINISH = _UPDATE.where(_OURS)
+_FINISH_NOW = _FINISH.values(retry_at=sa.null())
 _FINISH_LATER = _DEFER.where(_OURS)
 _GIVEN_OUT = (
     sa.select(enrollments.c.claim, enrollments.c.state)
@@ -308,7 +309,7 @@ def finish(
 
 def _finish(context: Context, ticket: Ticket, state: str, reason: str, retry_in: int | None = None) -> None:
     values: dict[str, Any] = {"state": state, "reason": reason[:1000], "warnings": ""}
-    statement = _FINISH.values(retry_at=None)
+    statement = _FINISH_NOW
     if retry_in is not None:
         statement = _FINISH_LATER
         values["seconds"] = retry_in
