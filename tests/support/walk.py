@@ -10,6 +10,7 @@ from typing import Any
 from tests.support.chain import Proxy
 from tests.support.peers import peer
 from tests.support.person import PASSWORD
+from tests.support.wiretap import Wiretap
 
 __all__ = ["PASSWORD", "Walk", "chromium"]
 
@@ -35,25 +36,21 @@ def chromium() -> Iterator[Any]:
 
 
 class Walk:
-    """A person at the browser. said: every answer that came, and every word of the console; strange: what must not be."""
+    """A person at the browser. said: every octet that came; strange: what must not be."""
 
-    def __init__(self, browser: Any, gate: Proxy) -> None:
+    def __init__(self, browser: Any, gate: Proxy, line: Wiretap) -> None:
         self.gate = gate
-        self.base = f"http://127.0.0.1:{gate.admin_port}"
+        self._line = line
+        self.base = f"http://127.0.0.1:{line.port}"
         self.page = browser.new_page()
-        self.said: list[str] = []
         self.strange: list[str] = []
-        self.page.on("response", self._heard)
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.strange.append(str(error)))
         self.page.on("request", self._asked)
 
-    def _heard(self, response: Any) -> None:
-        if "/static/" not in response.url and response.status not in {302, 303}:
-            try:
-                self.said.append(response.text())
-            except Exception as err:  # a page that was left meanwhile has no body any more
-                self.said.append(f"({type(err).__name__})")
+    @property
+    def said(self) -> str:
+        return self._line.said
 
     def _console(self, message: Any) -> None:
         # a refused form is an answer of 422, and the browser's console says so
