@@ -351,9 +351,18 @@ def test_import_with_progress(walk: Any, gate: Proxy, tmp_path: Path) -> None:
     rows = "".join(f"u{index},/site {index % 20}/room {index % 200},h{index}\n" for index in range(10_000))
     (tmp_path / "good.csv").write_text("unit_id,directory,hostname\n" + rows)
     page.get_by_label("CSV file").set_input_files(tmp_path / "good.csv")
+    page.evaluate(
+        """() => {
+            const bar = document.getElementById("bar"), text = document.getElementById("bar-text");
+            window.seen = [];
+            new MutationObserver(() => seen.push(bar.value)).observe(text, {childList: true, characterData: true});
+        }"""
+    )
     page.get_by_role("button", name="Import").click()
     page.get_by_text("10000 devices were added.").wait_for(timeout=30_000)
     assert page.locator("#bar-text").text_content().startswith("10000 of 10000")
+    seen = page.evaluate("seen")
+    assert seen == sorted(seen) and len({value for value in seen if 0 < value < 10_000}) >= 3, seen
     walk.shoot("import-done")
     walk.go("/devices?search=u77")
     walk.shoot("devices-many")

@@ -11,6 +11,7 @@ import pytest
 from igelcert.proxy.admin_routes import figures
 from igelcert.proxy.context import Context
 from igelcert.proxy.initialise import initialise
+from igelcert.proxy.waiting import Room
 
 FILES = Path(__file__).resolve().parents[2] / "contrib/monitoring"
 
@@ -27,7 +28,7 @@ def test_every_figure_is_served(name: str, tmp_path: Path) -> None:
     from igelcert.proxy.upstream.config import ScepSettings, store
 
     cahealth.note(context, store(context, ScepSettings("x", "http://ca.example/scep")), True)
-    served = figures(context).decode()
+    served = figures(context, Room(10)).decode()
     known = set(re.findall(r"^(igelcert_\w+)", served, re.MULTILINE)) | set(
         re.findall(r"^# TYPE (igelcert_\w+)", served, re.MULTILINE)
     )
