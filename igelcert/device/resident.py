@@ -313,6 +313,8 @@ class Resident:
         self._close_watch()  # it would tell of settings that the child fetches just now
         self.log.debug(f"starting a run ({why})")
         self._notify.say("STATUS=at work")
+        # a SIGTERM between the start and our note of it would leave the child behind; it starts with no signal held back
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
         try:
             self._child = os.posix_spawn(
                 self._child_argv[0],
@@ -327,7 +329,9 @@ class Resident:
             self._child = 0
             self._ask_for(why, at=time.monotonic() + LOOK_SECONDS)
             return
-        self._child_started = time.monotonic()
+        finally:
+            self._child_started = time.monotonic()
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         self._poll.register(self._child_fd, select.POLLIN)
 
     def _child_ended(self) -> None:

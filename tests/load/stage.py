@@ -16,6 +16,7 @@ from typing import Any
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from igelcert.proxy import profiles
 from igelcert.proxy.context import Context
 from tests.support.chain import Proxy, lab_ca, proxy
 from tests.support.peers import peer
@@ -56,7 +57,10 @@ class Stage:
         return int(float(found.split()[1]))
 
     def assign(self) -> None:
-        self.gate.cli("profile", "assign", "load", "--directory", fleet.DIRECTORY)
+        """The fleet's profile to its devices, at once: no command has to start for it."""
+        context = Context.open(self.gate.data)
+        profiles.assign(context, "load", directory=fleet.DIRECTORY)
+        context.db.close()
 
 
 @contextmanager

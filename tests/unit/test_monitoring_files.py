@@ -28,7 +28,7 @@ def test_every_figure_is_served(name: str, tmp_path: Path) -> None:
     from igelcert.proxy.upstream.config import ScepSettings, store
 
     cahealth.note(context, store(context, ScepSettings("x", "http://ca.example/scep")), True)
-    served = figures(context, Room(10)).decode()
+    served = figures(context, Room(1)).decode()
     known = set(re.findall(r"^(igelcert_\w+)", served, re.MULTILINE)) | set(
         re.findall(r"^# TYPE (igelcert_\w+)", served, re.MULTILINE)
     )

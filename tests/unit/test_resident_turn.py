@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,3 +25,28 @@ def test_other_settings_are_acted_on_in_turn(tmp_path: Path, told: str, wait: in
     assert resident._want == "other settings"
     for moment in (resident._want_at, resident._next_watch):
         assert wait - 1 <= moment - now <= wait, "neither acts before, nor asks the proxy before"
+
+
+def test_a_child_that_has_just_started_is_not_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SIGTERM in the moment between its start and our note of it."""
+    (tmp_path / "cert.pem").touch()
+    plan = {"agent_dir": str(tmp_path), "server": "https://localhost:1", "wait": 600,
+            "child": ["/bin/sleep", "60"], "watch_network": False, "screen": False, "level": "info"}  # fmt: skip
+    resident, spawn, started = Resident(plan), os.posix_spawn, []
+
+    def spawn_and_be_ended(*args: Any, **more: Any) -> int:
+        started.append(spawn(*args, **more))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return int(started[0])
+
+    monkeypatch.setattr(os, "posix_spawn", spawn_and_be_ended)
+    before = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]
+    try:
+        assert resident.run() == 0
+    finally:
+        signal.set_wakeup_fd(-1)
+        for number, handler in before:
+            signal.signal(number, handler)
+    assert len(started) == 1 and not Path(f"/proc/{started[0]}").exists()

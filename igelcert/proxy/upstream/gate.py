@@ -27,6 +27,7 @@ CLOSER = 0.9  # the distance of turns, as a part of the CA's pace
 PROBE_EVERY = 2.0  # seconds between tries of a CA that does not answer
 HIDDEN = 300.0  # seconds for which a CA that does not answer is a queue to devices, and no failure
 LAG = 0.1  # seconds that requests wait for a thread, above which this proxy is what is slow
+OVERLOAD = 1.0  # the same, whether the CA has room or not
 NEWS_PACE = 0.005  # seconds between devices that hear of other settings: no proxy enrolls more at once
 
 
@@ -122,8 +123,9 @@ class Gate:
 
     @property
     def _distance(self) -> float:
-        """Seconds between two turns."""
-        own = self._interval if self._lag > LAG else 0.0
+        """Seconds between two turns: of the CA, or of this proxy, when requests wait for it and not for the CA."""
+        slow = self._lag > OVERLOAD or (self._lag > LAG and self._busy < self.places)
+        own = self._interval if slow else 0.0
         return max(self._pace * CLOSER, own)
 
     def failed(self) -> int:
