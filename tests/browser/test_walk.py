@@ -142,6 +142,14 @@ def test_the_whole_product_page(walk: Any, gate: Proxy, lab: LabCa, tmp_path: Pa
         page.get_by_role("button", name="Filter").click()
         walk.shoot("enrollments")
 
+        # a profile that is assigned is sent out when it is saved
+        walk.go("/profiles/p/Laptops")
+        page.get_by_label("Organizational unit (OU)").fill("Desk")
+        page.get_by_text("It is sent to its devices at once.").wait_for()
+        page.get_by_role("button", name="Save", exact=True).click()
+        page.get_by_text("Saved. Its devices are told at once.").wait_for()
+        until(lambda: "OU=Desk" in device.status()["certificates"][0]["subject"], 10, agent_log)
+
         walk.go("/devices/u/00E0C5AAAA01")
         before = (device.certs / "lan/cert.pem").read_bytes()
         page.get_by_role("button", name="Renew now").click()
@@ -175,7 +183,7 @@ def test_the_whole_product_page(walk: Any, gate: Proxy, lab: LabCa, tmp_path: Pa
         took = until((device.certs / "vpn/cert.pem").exists, 10, agent_log)
         print(f"over SCEP: {took:.2f} s")
         assert took < 10
-        assert chart_total(walk) == 3
+        assert chart_total(walk) == 4
 
     for path, name in (("/devices", "devices"), ("/profiles", "profiles"), ("/audit", "audit"), ("/accounts", "accounts"),
                        ("/devices/import", "import"), ("/password", "password")):  # fmt: skip
