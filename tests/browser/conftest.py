@@ -10,6 +10,7 @@ import pytest
 
 from tests.support.chain import LabCa, Proxy, lab_ca, proxy
 from tests.support.walk import Walk, chromium
+from tests.support.wiretap import wiretap
 
 
 @pytest.fixture(scope="module")
@@ -31,18 +32,19 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture
-def walk(browser: Any, gate: Proxy) -> Walk:
-    made = Walk(browser, gate)
-    made.log_in()
-    return made
+def walk(browser: Any, gate: Proxy) -> Iterator[Walk]:
+    with wiretap(gate.admin_port) as line:
+        made = Walk(browser, gate, line)
+        made.log_in()
+        yield made
 
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walk]:
     """One proxy and one browser, logged in, for all tests of a module: each uses names of its own."""
     place = tmp_path_factory.mktemp("shared")
-    with proxy(place / "data") as gate, chromium() as context:
-        made = Walk(context, gate)
+    with proxy(place / "data") as gate, chromium() as context, wiretap(gate.admin_port) as line:
+        made = Walk(context, gate, line)
         made.log_in()
         yield made
 

@@ -312,7 +312,8 @@ def test_back_and_forth(tour: Walk) -> None:
     page.get_by_text("Saved. Its devices are told at once.").wait_for()
     assert '"IT"' in gate.cli("profile", "show", "Back")
     # what a filter found is found again when one comes back from a device
-    gate.cli("device", "add", "--unit-id", "B1")
+    for unit in ("B1", "C1"):
+        gate.cli("device", "add", "--unit-id", unit)
     tour.go("/devices")
     page.get_by_label("Search").fill("B1")
     page.locator("[data-found]", has_text="1–1 of 1 devices").wait_for()

@@ -118,9 +118,6 @@ def test_the_whole_product_page(walk: Any, gate: Proxy, lab: LabCa, tmp_path: Pa
     device = _device(tmp_path / "root", "00E0C5AAAA01", "pc1")
     (tmp_path / "token").write_text(token + "\n")
     device.register(gate, tmp_path / "token")
-    told = [text for text in walk.said if token in text]
-    assert len(told) == 1, "it is in the answer that makes it, and in no other"
-    walk.said = [text.replace(token, "") for text in walk.said]
 
     with resident(device, agent_log):
         # it has its settings, which are empty, and waits for a change
@@ -144,6 +141,14 @@ def test_the_whole_product_page(walk: Any, gate: Proxy, lab: LabCa, tmp_path: Pa
         assert chart_total(walk) == 1
         page.get_by_role("button", name="Filter").click()
         walk.shoot("enrollments")
+
+        # a profile that is assigned is sent out when it is saved
+        walk.go("/profiles/p/Laptops")
+        page.get_by_label("Organizational unit (OU)").fill("Desk")
+        page.get_by_text("It is sent to its devices at once.").wait_for()
+        page.get_by_role("button", name="Save", exact=True).click()
+        page.get_by_text("Saved. Its devices are told at once.").wait_for()
+        until(lambda: "OU=Desk" in device.status()["certificates"][0]["subject"], 10, agent_log)
 
         walk.go("/devices/u/00E0C5AAAA01")
         before = (device.certs / "lan/cert.pem").read_bytes()
@@ -178,7 +183,7 @@ def test_the_whole_product_page(walk: Any, gate: Proxy, lab: LabCa, tmp_path: Pa
         took = until((device.certs / "vpn/cert.pem").exists, 10, agent_log)
         print(f"over SCEP: {took:.2f} s")
         assert took < 10
-        assert chart_total(walk) == 3
+        assert chart_total(walk) == 4
 
     for path, name in (("/devices", "devices"), ("/profiles", "profiles"), ("/audit", "audit"), ("/accounts", "accounts"),
                        ("/devices/import", "import"), ("/password", "password")):  # fmt: skip
@@ -191,7 +196,11 @@ def test_the_whole_product_page(walk: Any, gate: Proxy, lab: LabCa, tmp_path: Pa
     page.get_by_text("You have logged out.").wait_for()
     walk.shoot("login")
     assert walk.strange == []
-    said = "".join(walk.said) + gate.log() + agent_log.read_text() + gate.cli("audit", "--json")
+    said = walk.said
+    assert said.count(token) == 1, "it is in the answer that makes it, and in no other"
+    said = said.replace(token, "") + gate.log() + agent_log.read_text() + gate.cli("audit", "--json")
+    assert cookie in said, "the login gave it"
+    said = said.replace(f"Set-Cookie: igelcert_session={cookie}", "")
     assert "O=Example" in said and "Every link holds." in said, "what was said is in it"
     rest = Rest.of(gate)
     for path in ("/ca", "/overview", "/devices", "/devices/00E0C5AAAA01", "/directories", "/profiles", "/audit",
@@ -316,7 +325,7 @@ def test_a_profile_with_two_certificates_by_keyboard(walk: Any, gate: Proxy) -> 
     page = walk.page
     new_profile(walk, "Two", "lan")
     assert page.get_by_label("Renewal period in percent").is_enabled()
-    assert page.get_by_label("Renewal period in days").is_disabled()
+    page.locator("#c0-enrollment-renewal_period_days:disabled").wait_for()
     page.get_by_label("Units of renewal period").select_option("days")
     assert page.get_by_label("Renewal period in percent").is_disabled()
     page.get_by_label("Renewal period in days").fill("14")
@@ -350,9 +359,18 @@ def test_import_with_progress(walk: Any, gate: Proxy, tmp_path: Path) -> None:
     rows = "".join(f"u{index},/site {index % 20}/room {index % 200},h{index}\n" for index in range(10_000))
     (tmp_path / "good.csv").write_text("unit_id,directory,hostname\n" + rows)
     page.get_by_label("CSV file").set_input_files(tmp_path / "good.csv")
+    page.evaluate(
+        """() => {
+            const bar = document.getElementById("bar"), text = document.getElementById("bar-text");
+            window.seen = [];
+            new MutationObserver(() => seen.push(bar.value)).observe(text, {childList: true, characterData: true});
+        }"""
+    )
     page.get_by_role("button", name="Import").click()
     page.get_by_text("10000 devices were added.").wait_for(timeout=30_000)
     assert page.locator("#bar-text").text_content().startswith("10000 of 10000")
+    seen = page.evaluate("seen")
+    assert seen == sorted(seen) and len({value for value in seen if 0 < value < 10_000}) >= 3, seen
     walk.shoot("import-done")
     walk.go("/devices?search=u77")
     walk.shoot("devices-many")

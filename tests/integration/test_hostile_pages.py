@@ -11,7 +11,7 @@ from urllib.parse import quote
 import pytest
 
 from tests.support.chain import Proxy, proxy
-from tests.support.person import Person
+from tests.support.person import PASSWORD, Person
 
 MARKUP = "'\"><script>alert(1)</script><img src=x onerror=alert(1)>{{7*7}}"
 ODD = {
@@ -130,10 +130,10 @@ def test_every_answer_says_what_a_browser_may_do(person: Person) -> None:
         assert person.get(path).status == 404
 
 
-def test_the_cookie(gate: Proxy) -> None:
+def test_the_cookie(gate: Proxy, person: Person) -> None:
     """HttpOnly, SameSite=Strict, Secure behind TLS; new at every login; worth nothing after logging out."""
     stranger = Person(gate.admin_port, cookie="igelcert_session=chosen-by-somebody-else")
-    form = {"name": "admin", "password": "correct horse battery staple"}
+    form = {"name": "admin", "password": PASSWORD}
     for proto, secure in (("http", False), ("https", True)):
         answer = stranger.ask("POST", "/login", form, {"X-Forwarded-Proto": proto})
         cookie = answer.headers["Set-Cookie"]
@@ -145,11 +145,12 @@ def test_the_cookie(gate: Proxy) -> None:
         assert "chosen-by-somebody-else" not in cookie and not any(
             flag.startswith("domain") for flag in flags
         )
-    person = Person(gate.admin_port, cookie=cookie.partition(";")[0])
-    assert person.get("/devices").status == 200
-    assert person.post("/logout").status == 303
-    assert person.get("/devices").place.startswith("/login"), "the cookie that somebody kept"
-    assert person.ask("GET", "/session", headers={"Accept": "application/x-ndjson"}).status == 401
+    assert person.cookie not in cookie
+    later = Person(gate.admin_port, cookie=cookie.partition(";")[0])
+    assert later.get("/devices").status == 200
+    assert later.post("/logout").status == 303
+    assert later.get("/devices").place.startswith("/login"), "the cookie that somebody kept"
+    assert later.ask("GET", "/session", headers={"Accept": "application/x-ndjson"}).status == 401
 
 
 def test_forms_of_other_sites(gate: Proxy, person: Person) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 from tests.support.chain import Proxy
 from tests.support.peers import peer
 from tests.support.person import PASSWORD
+from tests.support.wiretap import Wiretap
 
 __all__ = ["PASSWORD", "Walk", "chromium"]
 
@@ -35,25 +36,21 @@ def chromium() -> Iterator[Any]:
 
 
 class Walk:
-    """A person at the browser. said: every answer that came, and every word of the console; strange: what must not be."""
+    """A person at the browser. said: every octet that came; strange: what must not be."""
 
-    def __init__(self, browser: Any, gate: Proxy) -> None:
+    def __init__(self, browser: Any, gate: Proxy, line: Wiretap) -> None:
         self.gate = gate
-        self.base = f"http://127.0.0.1:{gate.admin_port}"
+        self._line = line
+        self.base = f"http://127.0.0.1:{line.port}"
         self.page = browser.new_page()
-        self.said: list[str] = []
         self.strange: list[str] = []
-        self.page.on("response", self._heard)
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.strange.append(str(error)))
         self.page.on("request", self._asked)
 
-    def _heard(self, response: Any) -> None:
-        if "/static/" not in response.url and response.status not in {302, 303}:
-            try:
-                self.said.append(response.text())
-            except Exception as err:  # a page that was left meanwhile has no body any more
-                self.said.append(f"({type(err).__name__})")
+    @property
+    def said(self) -> str:
+        return self._line.said
 
     def _console(self, message: Any) -> None:
         # a refused form is an answer of 422, and the browser's console says so
@@ -100,8 +97,7 @@ class Walk:
             self.axe(f"{name} {scheme}")
         self.page.emulate_media(color_scheme="light")
         self._picture(f"{name}-phone", 390, 844)
-        wide = self.page.evaluate("document.documentElement.scrollWidth")
-        assert wide <= 390, f"{name} is {wide} pixels wide on a phone"
+        assert not (wide := self.too_wide()), f"{name} on a phone: {wide}"
         self.axe(f"{name} phone")
         self.page.set_viewport_size(WIDE)
 
@@ -111,6 +107,15 @@ class Walk:
         whole = self.page.evaluate("document.documentElement.scrollHeight")
         self.page.set_viewport_size({"width": width, "height": max(height, min(whole, 6000))})
         self.page.screenshot(path=SHOTS / f"{name}.png")
+
+    def too_wide(self) -> list[str]:
+        """What is wider than the window: the page, or a table in it that has to be pushed sideways."""
+        found: list[str] = self.page.evaluate(
+            """() => [document.documentElement, ...document.querySelectorAll(".scroll")]
+                .filter((each) => each.scrollWidth > each.clientWidth)
+                .map((each) => `${each.tagName} ${each.scrollWidth}`)"""
+        )
+        return found
 
     def axe(self, name: str) -> None:
         # the page's policy forbids scripts of others: the browser itself, and not the page, runs this one
