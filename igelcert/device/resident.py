@@ -24,7 +24,7 @@ from .watch import Answer, Watch
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, NoReturn
+    from typing import Any
 
 __all__ = ["Resident", "main"]
 
@@ -73,6 +73,8 @@ class Resident:
         self._notify = _Notifier()
         self._wake_read, self._wake_write = socket.socketpair()
         self._lock = -1
+        self._starting = False  # between the start of a child and our note of it
+        self._stopping = False
 
     # ---- life -----------------------------------------------------------------------------------
 
@@ -91,8 +93,11 @@ class Resident:
             return 0
 
     def _signals(self) -> None:
-        def stop(_number: int, _frame: object) -> NoReturn:
-            raise _Stop
+        def stop(_number: int, _frame: object) -> None:
+            again, self._stopping = self._stopping, True
+            # once: a second one would cut the end short; a child that just starts would be left behind
+            if not again and not self._starting:
+                raise _Stop
 
         def hup(_number: int, _frame: object) -> None:
             self._ask_for("SIGHUP", now=True)
@@ -313,8 +318,7 @@ class Resident:
         self._close_watch()  # it would tell of settings that the child fetches just now
         self.log.debug(f"starting a run ({why})")
         self._notify.say("STATUS=at work")
-        # a SIGTERM between the start and our note of it would leave the child behind; it starts with no signal held back
-        held = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGINT])
+        self._starting = True
         try:
             self._child = os.posix_spawn(
                 self._child_argv[0],
@@ -331,7 +335,9 @@ class Resident:
             return
         finally:
             self._child_started = time.monotonic()
-            signal.pthread_sigmask(signal.SIG_SETMASK, held)
+            self._starting = False
+            if self._stopping:
+                raise _Stop
         self._poll.register(self._child_fd, select.POLLIN)
 
     def _child_ended(self) -> None:
