@@ -19,7 +19,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from tests.support.zygote import ca_proxy
+from tests.support.forks import ca_proxy
 
 __all__ = ["Device", "LabCa", "Proxy", "command", "lab_ca", "proxy", "run", "served"]
 
