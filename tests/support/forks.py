@@ -1,7 +1,8 @@
 """ca-proxy commands in processes that need not load it: a process that has, forks for each one.
 
 Loading takes a command half a second of processor time, and the tests give thousands. What runs is the same code on
-the same files, in a process of its own. `tests/cli` and everything that serves start the installed command itself.
+the same files, in a process of its own, as of the device's commands in zygote.py (which cuts them, and knows nothing of the
+proxy). `tests/cli` and everything that serves start the installed command itself.
 """
 
 from __future__ import annotations
@@ -27,17 +28,16 @@ _forker: list[subprocess.Popen[str]] = []
 def ca_proxy(args: list[str], env: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
     """A command's end, as of subprocess.run with its output captured as text."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, _lock:
-        order = {"args": args, "env": env, "cwd": str(Path.cwd()), "out": out.fileno(), "err": err.fileno()}
         place = f"/proc/{os.getpid()}/fd"
-        order |= {name: f"{place}/{order[name]}" for name in ("out", "err")}
-        code = _order(order, args, timeout)
+        files = {name: f"{place}/{file.fileno()}" for name, file in (("out", out), ("err", err))}
+        code = _order({"args": args, "env": env, "cwd": str(Path.cwd()), **files}, timeout)
         out.seek(0)
         err.seek(0)
         texts = [file.read().decode() for file in (out, err)]
     return subprocess.CompletedProcess(["ca-proxy", *args], code, *texts)
 
 
-def _order(order: dict[str, Any], args: list[str], timeout: float) -> int:
+def _order(order: dict[str, Any], timeout: float) -> int:
     if not _forker:
         command = [sys.executable, "-m", "tests.support.forks"]
         made = subprocess.Popen(
@@ -54,7 +54,7 @@ def _order(order: dict[str, Any], args: list[str], timeout: float) -> int:
     code = int(process.stdout.readline())
     late.cancel()
     if code == -signal.SIGKILL:
-        raise subprocess.TimeoutExpired(["ca-proxy", *args], timeout)
+        raise subprocess.TimeoutExpired(["ca-proxy", *order["args"]], timeout)
     return code
 
 
@@ -92,7 +92,7 @@ def _become(order: dict[str, Any]) -> None:
         sys.argv = ["ca-proxy", *order["args"]]
         code = main(order["args"])
     except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:
         sys.excepthook(*sys.exc_info())
     finally:
