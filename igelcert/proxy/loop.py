@@ -11,6 +11,7 @@ import os
 import queue
 import selectors
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -58,7 +59,7 @@ class Calls:
                 os.close(descriptor)
 
 
-class Loop(ThreadWorker):  # type: ignore[misc]
+class Loop(ThreadWorker, ABC):  # type: ignore[misc]
     """What a worker of this kind fills in: accept, sweep, leave, release. nr_conns is its count of connections."""
 
     poller: selectors.BaseSelector
@@ -72,9 +73,9 @@ class Loop(ThreadWorker):  # type: ignore[misc]
 
     # ---- for a worker to fill in ----------------------------------------------------------------
 
+    @abstractmethod
     def accept(self, listener: Any) -> None:
         """A listener has a connection."""
-        raise NotImplementedError
 
     def sweep(self) -> None:
         """In every turn: waits that are over."""
