@@ -82,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="for the pages, /api/v1, /healthz, /readyz and /metrics",
     )
+    run.add_argument(
+        "--drain", type=int, metavar="SECONDS",
+        help="after SIGTERM: so long /readyz says 503 and requests are still taken, so that a balancer sends them elsewhere",
+    )  # fmt: skip
 
     cli_ca.add_commands(commands, common)
     cli_registry.add_commands(commands, common)
@@ -110,7 +114,7 @@ def _init(args: argparse.Namespace, output: Output) -> int:
 def _serve(args: argparse.Namespace, _output: Output) -> int:
     from .serve import serve
 
-    return serve(args.data, args.listen, args.admin_listen)
+    return serve(args.data, args.listen, args.admin_listen, args.drain)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

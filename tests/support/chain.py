@@ -69,7 +69,7 @@ def served(args: list[str | Path], run_json: Path, log: Path) -> Iterator[dict[s
     finally:
         process.terminate()
         try:
-            process.wait(25)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(5)
@@ -253,7 +253,9 @@ class Device:
 
 
 @contextlib.contextmanager
-def proxy(data: Path, config: str = "", port: int = 0, names: tuple[str, ...] = ()) -> Iterator[Proxy]:
+def proxy(
+    data: Path, config: str = "", port: int = 0, names: tuple[str, ...] = (), drain: int = 0
+) -> Iterator[Proxy]:
     """A fresh proxy, or the one that is in `data` already; `config` goes to proxy.toml. `names`: more of its names."""
     password = ""
     if not data.exists():
@@ -265,6 +267,6 @@ def proxy(data: Path, config: str = "", port: int = 0, names: tuple[str, ...] = 
         with (data / "proxy.toml").open("a") as file:
             file.write(config + "\n")
     args: list[str | Path] = ["ca-proxy", "serve", "--data", data, "--listen", f"127.0.0.1:{port}"]
-    args += ["--admin-listen", "127.0.0.1:0"]
+    args += ["--admin-listen", "127.0.0.1:0", "--drain", str(drain)]
     with served(args, data / "run.json", data.parent / "proxy.log") as state:
         yield Proxy(data, state["device_port"], state["admin_port"], password)

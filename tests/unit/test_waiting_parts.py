@@ -244,6 +244,7 @@ class Pool:
 def worker(table: Table, watch: Watch) -> Iterator[Worker]:
     cfg = Config()
     cfg.user_limits = {"handshake": 1, "request": 1, "waiting": 5}
+    cfg.sends_preface = lambda _address: False
     made = Worker(1, os.getpid(), [], None, 30, cfg, logging.getLogger("test"))
     made.poller, made.tpool, made.watch = selectors.DefaultSelector(), Pool(), watch
     yield made
@@ -256,7 +257,7 @@ def test_what_the_poller_saw_before_a_change_is_nothing_after_it(worker: Worker,
     """One round of the poller brings a change and, for the same connection, octets or its end: one thread gets it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        conn = Connection(worker.cfg, ours, "", "", admin=False)
+        conn = Connection(worker.cfg, ours, ("", 0), "", admin=False)
         conn.request, conn.visit = b"GET / HTTP/1.1\r\n\r\n", Visit(worker.room, 100)
         with pytest.raises(Parked):
             conn.visit.wait(Place("A", "/", '"x"', 0), 60)
