@@ -274,11 +274,9 @@ class Authority:
             cert = builder.sign(self._key, hashes.SHA256())
         except ValueError as err:
             raise RemoteProtocolError(f"no certificate can be made of this request: {err}") from None
-        self._write(
-            self._issued / f"{cert.serial_number:0{(cert.serial_number.bit_length() + 7) // 8 * 2}X}.pem",
-            cert.public_bytes(serialization.Encoding.PEM),
-        )
-        self._log(f"{cert.serial_number:X}", request.der)
+        serial = f"{cert.serial_number:0{(cert.serial_number.bit_length() + 7) // 8 * 2}X}"
+        self._write(self._issued / f"{serial}.pem", cert.public_bytes(serialization.Encoding.PEM))
+        self._log(serial, request.der)
         return cert.public_bytes(serialization.Encoding.DER)
 
     def _log(self, serial: str, csr: bytes) -> None:
