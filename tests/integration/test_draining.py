@@ -16,9 +16,9 @@ import pytest
 
 from igelcert.proxy.initialise import initialise, join
 from tests.load.ca import SlowCa, slow_ca
-from tests.load.siege import Keep
 from tests.support.chain import Proxy
 from tests.support.fronts import BALANCER, haproxy
+from tests.support.keep import Keep
 from tests.support.postgres import Cluster
 from tests.support.proxies import ANY, Member, request, use
 

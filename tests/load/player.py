@@ -182,7 +182,7 @@ class Player:
             while not isinstance(
                 outcome := (yield from self._noted(device, self._once(device, csr))), Issued
             ):
-                after = outcome.retry_after if outcome and outcome.retry_after else 0.5
+                after = outcome.retry_after if outcome and outcome.retry_after else self.plan["again"]
                 yield min(after, longest) * random.uniform(0.5, 1)
             self.left -= wait_for_all
             while wait_for_all and self.left:

@@ -10,8 +10,6 @@ import collections
 import contextlib
 import json
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -20,29 +18,27 @@ from pathlib import Path
 from typing import Any
 
 from igelcert.proxy.initialise import initialise, join
-from tests.support.chain import LabCa, Proxy, command, lab_ca
+from tests.support.chain import LabCa, Proxy, lab_ca
 from tests.support.fronts import BALANCER, Front, haproxy
+from tests.support.keep import Keep
 from tests.support.postgres import Cluster, cluster
-from tests.support.scep_peers import free_port
 
 from . import fleet
 from .crew import Result, percentile, play
 from .fleet import Fleet
 from .scenarios import Row, Size
 
-__all__ = ["UNLEASED", "Besieged", "Keep", "Plan", "besieged", "judge", "siege"]
+__all__ = ["UNLEASED", "Besieged", "Plan", "besieged", "judge", "siege"]
 
 ANY = "127.0.0.1:0"
-START_SECONDS = 60
 UNLEASED = (sys.executable, "-m", "tests.load.unleased")
-ROOT = Path(__file__).parents[2]
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
     """delay: of the CA for each request; timeout: the proxies' for the CA (a lease lasts 10 seconds longer); every: seconds
     between two SIGKILL; restart: when PostgreSQL is; patience: of a device for an answer; longest: that it stays away
-    whatever it was told; program: what serves."""
+    whatever it was told; again: the same, when its connection broke; program: what serves."""
 
     devices: int
     cap: int = 6
@@ -52,55 +48,10 @@ class Plan:
     restart: float = 6.0
     patience: float = 40.0
     longest: float = 2.0
+    again: float = 0.5
     seconds: float = 120.0
     players: int = 1
     program: tuple[str, ...] = ()
-
-
-class Keep:
-    """A proxy that is killed and started again, at the same ports."""
-
-    def __init__(self, data: Path, program: tuple[str, ...] = (), drain: int = 0) -> None:
-        self.port, self.admin_port = free_port(), free_port()
-        self.data = data
-        self._args = [
-            *(program or (command("ca-proxy"),)), "serve", "--data", str(data),
-            "--listen", f"127.0.0.1:{self.port}", "--admin-listen", f"127.0.0.1:{self.admin_port}",
-            "--drain", str(drain),
-        ]  # fmt: skip
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def log(self) -> str:
-        return (self.data.parent / "proxy.log").read_text()
-
-    def start(self) -> None:
-        """Does not wait until it serves."""
-        with (self.data.parent / "proxy.log").open("ab") as log:
-            # a session of its own: its worker is killed with it
-            self.process = subprocess.Popen(
-                self._args, stdout=log, stderr=log, cwd=ROOT, start_new_session=True
-            )
-
-    def ready(self) -> bool:
-        proxy = Proxy(self.data, self.port, self.admin_port)
-        with contextlib.suppress(OSError):
-            return proxy.admin("/readyz")[0] == 200
-        return False
-
-    def await_ready(self) -> None:
-        assert self.process is not None
-        deadline = time.monotonic() + START_SECONDS
-        while not self.ready():
-            assert self.process.poll() is None and time.monotonic() < deadline, self.log
-            time.sleep(0.1)
-
-    def kill(self) -> None:
-        """SIGKILL to all of its processes."""
-        assert self.process is not None
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
-        self.process.wait(10)
 
 
 @dataclass
@@ -223,6 +174,7 @@ def besieged(place: Path, cluster: Cluster, plan: Plan) -> Iterator[Besieged]:
         seen.result = play(
             seen.fleet, gate, "siege", count=plan.devices, players=plan.players, seconds=plan.seconds,
             pids=[os.getpid()], meanwhile=rage, patience=plan.patience, longest=plan.longest,
+            again=plan.again,
         )  # fmt: skip
         query = "SELECT actor, detail FROM audit WHERE action = 'issue'"
         seen.audit = [(row[0], row[1]) for row in cluster.sql(query, name)]
@@ -233,7 +185,7 @@ def siege(place: Path, size: Size) -> list[Row]:
     """The scenario of `python -m tests.load`."""
     plan = Plan(
         size.siege, cap=8, delay="100ms", timeout=10, every=5.0, restart=20.0, patience=60.0, longest=30.0,
-        seconds=540.0, players=2,
+        again=5.0, seconds=1_200.0, players=2,
     )  # fmt: skip
     with cluster() as postgres, besieged(place, postgres, plan) as seen:
         print(json.dumps(seen.figures()), file=sys.stderr, flush=True)

@@ -185,14 +185,18 @@ class Proxy:
         client: Device | tuple[Path, Path] | None = None,
         headers: dict[str, str] | None = None,
         timeout: float = 30,
+        source: str = "",
     ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of a request; `client` authenticates it."""
+        """Status, headers and body of a request; `client` authenticates it. source: the address that it comes from."""
         context = ssl.create_default_context(cafile=str(self.data / "trust.pem"))
         if isinstance(client, Device):
             client = (client.agent / "cert.pem", client.agent / "key.pem")
         if client:
             context.load_cert_chain(*client)
-        connection = http.client.HTTPSConnection("localhost", self.port, context=context, timeout=timeout)
+        connection = http.client.HTTPSConnection(
+            "localhost", self.port, context=context, timeout=timeout,
+            source_address=(source, 0) if source else None,
+        )  # fmt: skip
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()

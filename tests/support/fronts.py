@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import subprocess
 import time
@@ -10,11 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from igelcert.proxy.context import Context
 from tests.support.chain import Proxy
-from tests.support.peers import peer
+from tests.support.peers import missing, peer
 from tests.support.scep_peers import free_port
 
-__all__ = ["BALANCER", "Front", "haproxy", "placed"]
+__all__ = ["BALANCER", "Front", "haproxy", "nginx", "placed", "running"]
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
 BALANCER = 'proxy_protocol = ["127.0.0.1"]'  # for proxy.toml
@@ -58,13 +63,64 @@ def haproxy(place: Path, gates: list[tuple[int, int]]) -> Iterator[Front]:
         yield front
 
 
+_NGINX = """
+load_module /usr/lib/nginx/modules/ngx_http_js_module.so;
+daemon off; user root; worker_processes 1; pid {place}/pid; error_log stderr notice;
+events {{ worker_connections 1024; }}
+http {{
+  access_log off; client_body_temp_path {place}/body; proxy_temp_path {place}/temp;
+  fastcgi_temp_path {place}/x; uwsgi_temp_path {place}/x; scgi_temp_path {place}/x;
+  include {place}/ca-proxy.conf;
+}}
+"""
+
+
+@contextlib.contextmanager
+def nginx(
+    place: Path, gate: Proxy, clients: bytes, ports: list[int], *pairs: tuple[str, str]
+) -> Iterator[Front]:
+    """contrib/nginx before proxies at these ports, three at most. clients: CA certificates of devices that renew; pairs:
+    other lines than the shipped ones."""
+    program = peer("nginx")
+    if not Path("/usr/lib/nginx/modules/ngx_http_js_module.so").exists():
+        missing("nginx's module njs")
+    place.mkdir(parents=True)
+    port = free_port()
+    trust = (gate.data / "trust.pem").read_bytes()
+    (place / "trust.pem").write_bytes(trust)
+    (place / "clients.pem").write_bytes(trust + clients)
+    (place / "server.pem").write_bytes(_server_pair(gate))
+    shutil.copy(CONTRIB / "nginx/client_cert.js", place)
+    addresses = [("/etc/nginx/igelcert", str(place)), ("proxy.example", "localhost")]
+    addresses.append(("listen 8443", f"listen 127.0.0.1:{port}"))
+    for number in range(3):
+        here = f"    server 127.0.0.1:{ports[number]} " if number < len(ports) else "    # "
+        addresses.append((f"    server 192.0.2.1{number + 1}:8443 ", here))
+    shipped = (CONTRIB / "nginx/ca-proxy.conf").read_text()
+    (place / "ca-proxy.conf").write_text(placed(shipped, *addresses, *pairs))
+    (place / "nginx.conf").write_text(_NGINX.format(place=place))
+    args = [program, "-p", place, "-c", place / "nginx.conf"]
+    with running(args, port, place / "log") as front:
+        yield front
+
+
+def _server_pair(gate: Proxy) -> bytes:
+    """Certificate and key for localhost, of the management CA, which all devices trust."""
+    context = Context.open(gate.data)
+    key = ec.generate_private_key(ec.SECP256R1())
+    pem = context.management_ca.issue_server(key.public_key(), ("localhost",)).encode()
+    context.db.close()
+    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return pem + key.private_bytes(*form)
+
+
 @contextlib.contextmanager
 def running(args: list[str | Path], port: int, log: Path) -> Iterator[Front]:
-    """A server until the end of the block; its output goes to `log`."""
+    """A server until the end of the block; its output goes to `log`. port: 0 when nobody here can see that it serves."""
     with log.open("wb") as sink, subprocess.Popen(args, stdout=sink, stderr=sink) as process:
         try:
             deadline = time.monotonic() + START_SECONDS
-            while True:
+            while port:
                 with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
                     break
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()
