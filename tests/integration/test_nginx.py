@@ -77,7 +77,7 @@ def test_devices_are_known_by_their_certificates(gate: Proxy, device: Device) ->
 
 
 def test_a_certificate_of_the_company_s_ca_renews_itself(gate: Proxy, other: Device, tmp_path: Path) -> None:
-    body = new_csr(tmp_path / "csr", "/CN=tc-other", "", "-newkey", "rsa:2048")
+    body = new_csr(tmp_path / "csr", "/CN=tc-other", "DNS:tc-other", "-newkey", "rsa:2048")
     status, headers, answer = gate.ask("POST", ENROLL, body, client=other)
     assert status == 200, answer
     found = est.enroll_reply(Response(status, tuple(headers.items()), answer), int(time.time()))
