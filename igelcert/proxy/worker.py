@@ -129,6 +129,8 @@ class Connection(TConn):  # type: ignore[misc]
     def _handshake(self) -> None:
         if not isinstance(self.sock, ssl.SSLSocket):
             context = gunicorn_sock.ssl_context(self.cfg)
+            # making it may have waited for the database, which is not the client's fault
+            self.deadline = time.monotonic() + self.cfg.user_limits["handshake"]
             self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
             self.sock.setblocking(False)
         assert isinstance(self.sock, ssl.SSLSocket)

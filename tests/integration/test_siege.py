@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.peers, pytest.mark.slow]
 
 
 def test_everybody_gets_one_certificate_whatever_dies(postgres: Cluster, tmp_path: Path) -> None:
-    with besieged(tmp_path, postgres, Plan(devices=120)) as seen:
+    with besieged(tmp_path, postgres, Plan(devices=150, kills=6)) as seen:
         print(f"\n{seen.figures()}")
         judge(seen)
         assert not any("Traceback" in keep.log for keep in seen.keeps)

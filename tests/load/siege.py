@@ -37,14 +37,16 @@ UNLEASED = (sys.executable, "-m", "tests.load.unleased")
 @dataclass(frozen=True, slots=True)
 class Plan:
     """delay: of the CA for each request; timeout: the proxies' for the CA (a lease lasts 10 seconds longer); every: seconds
-    between two SIGKILL; restart: when PostgreSQL is; patience: of a device for an answer; longest: that it stays away
-    whatever it was told; again: the same, when its connection broke; program: what serves."""
+    between two SIGKILL, of which there are `kills` at most; restart: when PostgreSQL is; patience: of a device for an
+    answer; longest: that it stays away whatever it was told; again: the same, when its connection broke; program: what
+    serves."""
 
     devices: int
     cap: int = 6
     delay: str = "200ms"
     timeout: int = 5
     every: float = 3.0
+    kills: int = 1_000
     restart: float = 6.0
     patience: float = 40.0
     longest: float = 2.0
@@ -222,7 +224,7 @@ def _rage(seen: Besieged, cluster: Cluster, result: Result) -> None:
             time.sleep(1)
             cluster.start()
             seen.restarted = time.monotonic() - start - elapsed
-        if elapsed >= plan.every * (turn + 1):
+        if elapsed >= plan.every * (turn + 1) and turn < plan.kills:
             keep = seen.keeps[turn % 3]
             keep.kill()
             seen.killed[turn % 3] += 1
