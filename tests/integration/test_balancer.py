@@ -6,7 +6,6 @@ import contextlib
 import re
 import socket
 import ssl
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,15 +24,6 @@ HERE = two(0x11, FOUR + PORTS + TLV)
 def gate(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     with proxy(tmp_path_factory.mktemp("gate") / "data", f'proxy_protocol = ["{BALANCER}"]') as made:
         yield made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stalled(gate: Proxy) -> Iterator[tuple[socket.socket, float]]:
-    """A connection of the balancer's with half a header, meanwhile; and until when it may last (monotonic seconds)."""
-    held = socket.create_connection(("127.0.0.1", gate.port), source_address=(BALANCER, 0))
-    with held:
-        held.sendall(HERE[:15])
-        yield held, time.monotonic() + 14
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +78,6 @@ def test_who_is_refused_stands_in_the_log_with_its_address(gate: Proxy, tmp_path
     gate.cli("device", "remove", "--unit-id", "GONE")
     assert ask(gate, gone, HERE, BALANCER).startswith(b"HTTP/1.1 403 ")
     assert "WARNING 203.0.113.9 -: this device is not known" in gate.log()
-
-
-def test_who_stalls_has_as_long_as_for_a_handshake(stalled: tuple[socket.socket, float]) -> None:
-    held, end = stalled
-    held.settimeout(max(0.1, end - time.monotonic()))
-    assert held.recv(1) == b""
 
 
 @pytest.mark.peers
