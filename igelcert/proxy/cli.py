@@ -87,6 +87,22 @@ def _parser() -> argparse.ArgumentParser:
         help="after SIGTERM: so long /readyz says 503 and requests are still taken, so that a balancer sends them elsewhere",
     )  # fmt: skip
 
+    front = _command(
+        commands, common, "front-files", _front_files,
+        "write what a front end that ends TLS needs: a certificate of the management CA, and whose devices' are",
+    )  # fmt: skip
+    front.add_argument(
+        "--hostname", nargs="+", required=True, metavar="NAME", help="by which devices call the front end"
+    )
+    front.add_argument(
+        "--to",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="for server.pem (with its key), trust.pem and clients.pem",
+    )
+    front.set_defaults(opens=True)
+
     cli_ca.add_commands(commands, common)
     cli_registry.add_commands(commands, common)
     cli_admin.add_commands(commands, common)
@@ -108,6 +124,14 @@ def _init(args: argparse.Namespace, output: Output) -> int:
     database = cli_database.url_of(args, "--database") if args.database else ""
     done = initialise(args.data, args.hostname, args.listen, args.admin_listen, database)
     cli_database.show(args, output, done)
+    return 0
+
+
+def _front_files(args: argparse.Namespace, output: Output, context: Context) -> int:
+    from .frontfiles import write
+
+    for path in write(context, args.to, args.hostname):
+        output.line(str(path))
     return 0
 
 

@@ -11,13 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
 from igelcert.codec import est
 from igelcert.codec.http import Response
 from tests.support.chain import Device, LabCa, Proxy, proxy
 from tests.support.fronts import Front, nginx
 from tests.support.scep_peers import free_port
-from tests.support.tree import new_csr
+from tests.support.tree import new_csr, openssl
 
 pytestmark = pytest.mark.peers
 
@@ -39,9 +40,8 @@ def direct(lab: LabCa, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pro
 @pytest.fixture(scope="module")
 def front(direct: Proxy, lab: LabCa, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Front]:
     """nginx, for which one of two proxies is always dead."""
-    cas = (lab.dir / "issuing.pem").read_bytes() + (lab.dir / "root.pem").read_bytes()
-    place = tmp_path_factory.mktemp("front") / "nginx"
-    with nginx(place, direct, cas, [free_port(), direct.port]) as made:
+    direct.cli("ca", "test")  # so that its certificates are known
+    with nginx(tmp_path_factory.mktemp("front") / "nginx", direct, [free_port(), direct.port]) as made:
         yield made
 
 
@@ -112,7 +112,7 @@ def test_the_header_counts_from_nginx_alone(direct: Proxy, device: Device) -> No
 
 def test_without_its_line_a_forged_header_would_pass(direct: Proxy, device: Device, tmp_path: Path) -> None:
     """The control: what the test above would find in a configuration that leaves the header as it comes."""
-    with nginx(tmp_path / "nginx", direct, b"", [direct.port], (STRIPS, "")) as careless:
+    with nginx(tmp_path / "nginx", direct, [direct.port], (STRIPS, "")) as careless:
         gate = careless.before(direct)
         assert gate.ask("GET", SETTINGS, headers={"Client-Cert": header(device)})[0] == 200
 
@@ -138,3 +138,31 @@ def test_logins_are_limited_by_the_address_that_the_front_end_names(direct: Prox
         line.close()
     found = json.loads(direct.cli("audit", "--search", "nobody", "--json"))
     assert {row["actor"] for row in found} == {"203.0.113.9", "127.0.0.1"}
+
+
+def test_the_files_of_a_front_end(gate: Proxy, direct: Proxy, lab: LabCa, tmp_path: Path) -> None:
+    """By OpenSSL: a certificate for its names, of the CA that devices trust, with its key; and whose devices' are."""
+    place = tmp_path / "front/files"
+    direct.cli("front-files", "--hostname", "front.example", "192.0.2.10", "--to", place)
+    first = (place / "server.pem").read_bytes()
+    direct.cli("front-files", "--hostname", "front.example", "192.0.2.10", "--to", place)
+    assert (place / "server.pem").read_bytes() != first
+    assert {path.name: path.stat().st_mode & 0o777 for path in place.iterdir()} == {
+        "server.pem": 0o600, "trust.pem": 0o644, "clients.pem": 0o644,
+    }  # fmt: skip
+    trust = direct.data / "trust.pem"
+    assert (place / "trust.pem").read_bytes() == trust.read_bytes()
+    for name in ("-verify_hostname front.example", "-verify_ip 192.0.2.10"):
+        openssl("verify", "-purpose", "sslserver", "-CAfile", trust, *name.split(), place / "server.pem")
+    assert openssl("pkey", "-in", place / "server.pem", "-pubout") == openssl(
+        "x509", "-in", place / "server.pem", "-noout", "-pubkey"
+    )
+    found = x509.load_pem_x509_certificates((place / "clients.pem").read_bytes())
+    known = [
+        x509.load_pem_x509_certificate((lab.dir / f"{name}.pem").read_bytes()) for name in ("issuing", "root")
+    ]
+    assert found[0] == x509.load_pem_x509_certificate(trust.read_bytes()) and set(found[1:]) == set(known)
+    assert "front-files" in direct.cli("audit")
+    code, words = direct.refused("front-files", "--hostname", "no name", "--to", place)
+    assert code == 78 and "no name" in words
+    assert direct.refused("front-files", "--hostname", "front.example", "--to", "/proc/nowhere")[0] == 1

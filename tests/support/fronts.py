@@ -11,10 +11,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
-
-from igelcert.proxy.context import Context
 from tests.support.chain import Proxy
 from tests.support.peers import missing, peer
 from tests.support.scep_peers import free_port
@@ -76,20 +72,14 @@ http {{
 
 
 @contextlib.contextmanager
-def nginx(
-    place: Path, gate: Proxy, clients: bytes, ports: list[int], *pairs: tuple[str, str]
-) -> Iterator[Front]:
-    """contrib/nginx before proxies at these ports, three at most. clients: CA certificates of devices that renew; pairs:
-    other lines than the shipped ones."""
+def nginx(place: Path, gate: Proxy, ports: list[int], *pairs: tuple[str, str]) -> Iterator[Front]:
+    """contrib/nginx before proxies at these ports, three at most. pairs: other lines than the shipped ones."""
     program = peer("nginx")
     if not Path("/usr/lib/nginx/modules/ngx_http_js_module.so").exists():
         missing("nginx's module njs")
     place.mkdir(parents=True)
     port = free_port()
-    trust = (gate.data / "trust.pem").read_bytes()
-    (place / "trust.pem").write_bytes(trust)
-    (place / "clients.pem").write_bytes(trust + clients)
-    (place / "server.pem").write_bytes(_server_pair(gate))
+    gate.cli("front-files", "--hostname", "localhost", "--to", place)
     shutil.copy(CONTRIB / "nginx/client_cert.js", place)
     addresses = [("/etc/nginx/igelcert", str(place)), ("proxy.example", "localhost")]
     addresses.append(("listen 8443", f"listen 127.0.0.1:{port}"))
@@ -102,16 +92,6 @@ def nginx(
     args = [program, "-p", place, "-c", place / "nginx.conf"]
     with running(args, port, place / "log") as front:
         yield front
-
-
-def _server_pair(gate: Proxy) -> bytes:
-    """Certificate and key for localhost, of the management CA, which all devices trust."""
-    context = Context.open(gate.data)
-    key = ec.generate_private_key(ec.SECP256R1())
-    pem = context.management_ca.issue_server(key.public_key(), ("localhost",)).encode()
-    context.db.close()
-    form = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    return pem + key.private_bytes(*form)
 
 
 @contextlib.contextmanager
