@@ -6,6 +6,7 @@ import contextlib
 import re
 import socket
 import ssl
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -82,17 +83,21 @@ def test_who_is_refused_stands_in_the_log_with_its_address(gate: Proxy, tmp_path
 
 @pytest.mark.peers
 def test_behind_haproxy(lab: LabCa, tmp_path: Path) -> None:
-    with proxy(tmp_path / "data", 'proxy_protocol = ["127.0.0.1"]') as gate:
-        gate.use(lab)  # else it is not ready
-        with haproxy(tmp_path / "front", [(gate.port, gate.admin_port)]) as front:
-            through = front.before(gate)
-            device = through.device(tmp_path / "root", "BEHIND", "tc-behind")
-            context = ssl.create_default_context(cafile=str(gate.data / "trust.pem"))
-            context.load_cert_chain(device.agent / "cert.pem", device.agent / "key.pem")
-            raw = socket.create_connection(
-                ("127.0.0.1", front.port), timeout=15, source_address=("127.0.0.7", 0)
-            )
-            with context.wrap_socket(raw, server_hostname="localhost") as line:
-                line.sendall(REQUEST)
-                assert line.recv(65_536).startswith(b"HTTP/1.1 200 ")
-            assert last_address(gate) == "127.0.0.7"
+    with (
+        proxy(tmp_path / "data", 'proxy_protocol = ["127.0.0.1"]') as gate,
+        haproxy(tmp_path / "front", [(gate.port, gate.admin_port)]) as front,
+    ):
+        through = front.before(gate)
+        # none is ready: what a proxy has to say comes through all the same
+        time.sleep(2.5)
+        assert gate.admin("/readyz")[0] == 503
+        assert through.ask("GET", "/rmagent/cacerts")[0] == 200
+        gate.use(lab)
+        device = through.device(tmp_path / "root", "BEHIND", "tc-behind")
+        context = ssl.create_default_context(cafile=str(gate.data / "trust.pem"))
+        context.load_cert_chain(device.agent / "cert.pem", device.agent / "key.pem")
+        raw = socket.create_connection(("127.0.0.1", front.port), timeout=15, source_address=("127.0.0.7", 0))
+        with context.wrap_socket(raw, server_hostname="localhost") as line:
+            line.sendall(REQUEST)
+            assert line.recv(65_536).startswith(b"HTTP/1.1 200 ")
+        assert last_address(gate) == "127.0.0.7"
