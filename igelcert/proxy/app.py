@@ -15,20 +15,17 @@ from . import admin_routes, est_routes, rmagent_routes, scep_routes
 from .admin import guard, pages, rest
 from .admin.pages.base import problem_page, takes_cut
 from .context import Context
-from .framing import CUT
+from .framing import ADMIN_BODY_MAX, CUT, DEVICE_BODY_MAX
 from .identity import address_of
 
 __all__ = ["make_admin_app", "make_device_app"]
 
 log = logging.getLogger("igelcert.proxy")
 
-BODY_MAX = 65_536
-ADMIN_BODY_MAX = 4 << 20
-
 
 def make_device_app(context: Context) -> Flask:
     app = _app("device", context)
-    app.config["MAX_CONTENT_LENGTH"] = BODY_MAX
+    app.config["MAX_CONTENT_LENGTH"] = DEVICE_BODY_MAX
     app.register_blueprint(est_routes.make(context))
     app.register_blueprint(rmagent_routes.make(context))
     app.register_blueprint(scep_routes.make(context))

@@ -8,10 +8,21 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["CUT", "HEADER_MAX", "Cut", "FramingError", "expects_continue", "request_length"]
+__all__ = [
+    "ADMIN_BODY_MAX",
+    "CUT",
+    "DEVICE_BODY_MAX",
+    "HEADER_MAX",
+    "Cut",
+    "FramingError",
+    "expects_continue",
+    "request_length",
+]
 
 CUT = "igelcert.cut"  # in the environ of the administration: was the body too large to be kept?
 HEADER_MAX = 32_768
+DEVICE_BODY_MAX = 65_536  # octets of a device's request body
+ADMIN_BODY_MAX = 4 << 20
 _LINE_MAX = 1_024
 _TRAILER_MAX = 4_096
 _LENGTH = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,15})[ \t]*\r\n", re.IGNORECASE)

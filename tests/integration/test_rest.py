@@ -6,6 +6,7 @@ import base64
 import http.client
 import json
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -216,6 +217,28 @@ def test_import_tells_how_far_it_is(fresh: Proxy) -> None:
     moved = rest.ask("POST", "/device-moves", {"unit_ids": ["u1", "u2"], "directory": "/new"})
     assert moved == {"moved": 2} and rest.ask("GET", "/devices?directory=/new")["total"] == 2
     assert '"token test-admin"' in fresh.cli("audit", "--search", "1200 devices", "--json")
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (b"PUT /api/v1/ca HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9000000\r\n\r\n", 413),
+        (b"POST /api/v1/devices HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffff\r\n", 413),
+        (b"POST http://x/api/v1/devices HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nno\r\n", 400),
+        (b"GET /api/v1/devices HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 40_000, 431),
+        (b"GET /api/v1/devices HTTP/9\r\nHost: x\r\n\r\n", 400),
+    ],
+)  # fmt: skip
+def test_what_the_program_never_sees_is_answered_as_documented(
+    fresh: Proxy, request_: bytes, status: int
+) -> None:
+    """{"error": ...}, as everything under /api."""
+    with socket.create_connection(("127.0.0.1", fresh.admin_port), timeout=10) as sock:
+        sock.sendall(request_)
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        assert (answer.status, answer.headers.get_content_type()) == (status, "application/json")
+        assert set(json.loads(answer.read())) == {"error"}
 
 
 @pytest.mark.slow
