@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from .errors import SettingsError
 
 __all__ = [
+    "CA_LABEL_MAX",
     "KEY_TYPES",
     "CsrSpec",
     "DeviceFacts",
@@ -48,7 +49,8 @@ FRIENDLY_NAME_BYTES = 128
 _UNIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DNS_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 # devices seldom meet these: compiled when one comes, and kept by re
-_CA_LABEL = r"[A-Za-z0-9_-]{1,128}"
+CA_LABEL_MAX = 128  # characters
+_CA_LABEL = rf"[A-Za-z0-9_-]{{1,{CA_LABEL_MAX}}}"
 _MAILBOX = r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}"
 _URI = r"[A-Za-z][A-Za-z0-9+.-]*:[!-;=?-\[\]_a-z~]+"
 

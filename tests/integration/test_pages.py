@@ -136,6 +136,88 @@ def test_pressed_twice(gate: Proxy) -> None:
     assert wrong.status in {409, 422} and 'value="D1"' in wrong.text
 
 
+def test_a_profile_that_somebody_else_changed_or_removed(gate: Proxy) -> None:
+    """What differs is shown field by field, no password in it; what was entered stays, and can be saved."""
+    person = Person.at(gate)
+    profile = {"name": "lan", "version": "0", "c0.friendly_name": "lan", "c0.key.type": "rsa_2048",
+               "c0.key.crypt_password": "geheim-1", "c0.subject.org": "Acme",
+               "c0.subject.auto_cn": "hostname", "c0.enrollment.proto": "igelums",
+               "c0.enrollment.renewal_period_units": "percent"}  # fmt: skip
+    assert person.post("/profiles", profile).status == 303
+    mine = {**profile, "version": "1", "c0.was": "lan", "c0.subject.org": "Mine", "c0.key.crypt_password": ""}
+    theirs = {**mine, "c0.key.type": "ec_prime256v1", "c0.subject.org": "Theirs"}
+    vpn = {name.replace("c0.", "c1."): value for name, value in theirs.items() if name.startswith("c0.")}
+    assert person.post("/profiles", {**theirs, **vpn, "c1.friendly_name": "vpn", "c1.was": ""}).status == 303
+    answer = person.post("/profiles", mine)
+    assert answer.status == 409 and "changed by somebody else" in answer.text
+    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td></tr>', answer.text)
+    assert sorted(rows) == [
+        ("lan: key.type", "ec_prime256v1", "rsa_2048"),
+        ("lan: subject.org", "Theirs", "Mine"),
+        ("vpn: certificate", "there", "–"),
+    ]
+    assert "geheim" not in answer.text and 'value="Mine"' in answer.text and 'value="2"' in answer.text
+    person.post("/profiles/p/lan/remove", {"sure": "yes"})
+    answer = person.post("/profiles", {**mine, "version": "2"})
+    assert answer.status == 409 and "was removed by somebody else" in answer.text
+    assert 'value="Mine"' in answer.text and 'name="version" value="0"' in answer.text
+    assert person.post("/profiles", {**mine, "version": "0"}).status == 303
+    assert "Mine" in person.get("/profiles/p/lan").text
+
+
+def test_a_device_that_was_removed_meanwhile(gate: Proxy) -> None:
+    person = Person.at(gate)
+    person.post("/devices/add", {"unit_id": "A1", "directory": "/Berlin"})
+    person.post("/devices/u/A1/remove", {"sure": "yes"})
+    answer = person.post("/devices/u/A1", {"directory": "/Köln", "hostname": "tc-1"})
+    assert answer.status == 409 and "removed meanwhile" in answer.text
+    assert all(f'value="{value}"' in answer.text for value in ("A1", "/Köln", "tc-1"))
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("/enrollments?since=2026-99-99", "This is no date"),
+        ("/enrollments?until=tomorrow", "This is no date"),
+        ("/enrollments?state=zz", "There is no state &#39;zz&#39;"),
+        ("/devices?state=zz", "There is no state &#39;zz&#39;"),
+        ("/devices?directory=/nowhere", "There is no directory &#39;/nowhere&#39;"),
+    ],
+)
+def test_a_filter_that_means_nothing_is_said(gate: Proxy, path: str, sentence: str) -> None:
+    person = Person.at(gate)
+    answer = person.get(path)
+    assert answer.status == 200 and sentence in answer.text
+    if path.startswith("/enrollments"):
+        sheet = person.get(path.replace("?", "/export.csv?"))
+        assert sheet.status == 302 and sheet.place.startswith("/enrollments?"), "no sheet of everything"
+    fine = person.get("/enrollments?since=2026-01-01&until=2026-12-31&state=issued").text
+    assert "This is no date" not in fine and "There is no" not in fine
+
+
+def test_fields_that_do_not_fit(gate: Proxy) -> None:
+    person = Person.at(gate)
+    ca = {"kind": "est", "name": "CA", "host": "ca.example", "port": "443", "label": "a" * 300}
+    answer = person.post("/ca", ca)
+    assert answer.status == 422 and "Has 300 characters: at most 128 are allowed." in answer.text
+    assert 'data-most="128"' in answer.text
+    profile = {"name": "lan", "version": "0", "c0.friendly_name": "lan", "c0.key.type": "rsa_2048",
+               "c0.subject.auto_cn": "hostname", "c0.enrollment.proto": "igelums",
+               "c0.enrollment.renewal_period_units": "percent"}  # fmt: skip
+    answer = person.post("/profiles", {**profile, "c0.subjaltname.hostname": "a b"})
+    assert answer.status == 422 and re.search(
+        r'id="c0-subjaltname-hostname-error"[^>]*>[^<]*a b', answer.text
+    )
+    assert (
+        person.post(
+            "/profiles", {**profile, "c0.subjaltname.hostname": "a.example, b.example\r\nc.example"}
+        ).status
+        == 303
+    )
+    document = json.loads(gate.cli("profile", "show", "lan", "--json"))["document"]
+    assert document["certs"][0]["subjaltname"]["hostname"] == ["a.example", "b.example", "c.example"]
+
+
 @pytest.mark.slow
 def test_ten_thousand_devices(gate: Proxy, tmp_path: Path) -> None:
     """10 000 devices in 200 directories, 50 profiles, a year of requests: pages at the server in less than 300 ms."""

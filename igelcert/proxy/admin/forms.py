@@ -11,7 +11,7 @@ from ...errors import ConflictError, SettingsError
 from ...settings import DEFAULTS
 from .rest.errors import field_of
 
-__all__ = ["Problems", "cert_indexes", "document_of", "form_of"]
+__all__ = ["Difference", "Problems", "cert_indexes", "differences", "document_of", "form_of"]
 
 TEXTS = {
     "subject": ("auto_cn", "cn", "ou", "org", "locality", "state", "country", "email"),
@@ -96,7 +96,11 @@ def _cert(form: Mapping[str, str], prefix: str) -> dict[str, Any]:
             "auto_hostname": f"{prefix}subjaltname.auto_hostname" in form,
             "auto_ip": f"{prefix}subjaltname.auto_ip" in form,
             **{
-                name: [part for part in re.split(r"[\s,;]+", text(f"subjaltname.{name}")) if part]
+                name: [
+                    part
+                    for each in re.split("[\r\n,;]", text(f"subjaltname.{name}"))
+                    if (part := each.strip())
+                ]
                 for name in LISTS
             },
         },
@@ -162,3 +166,61 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
             continue
         found += _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else [(prefix + key, value)]
     return found
+
+
+# ---- two administrators at one profile ----------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """certificate: its friendly name, "" for a field of the whole; field: as in the settings document."""
+
+    certificate: str
+    field: str
+    stored: str
+    entered: str
+
+
+def differences(stored: Mapping[str, Any], entered: Mapping[str, Any]) -> list[Difference]:
+    """What differs between the fields of a stored document (form_of) and those of a form; passwords are in neither.
+
+    A certificate is the same where its friendly name is, or was when the form was made.
+    """
+    found = _compared("", stored, entered, "", "")
+    there = {str(stored.get(f"c{index}.friendly_name", "")): index for index in cert_indexes(stored)}
+    for index in cert_indexes(entered):
+        name = str(entered.get(f"c{index}.friendly_name", ""))
+        known = next((each for each in (str(entered.get(f"c{index}.was", "")), name) if each in there), None)
+        if known is None:
+            found.append(Difference(name, "certificate", "", "there"))
+        else:
+            found += _compared(name, stored, entered, f"c{there.pop(known)}.", f"c{index}.")
+    return found + [Difference(name, "certificate", "there", "") for name in there]
+
+
+def _compared(
+    name: str, stored: Mapping[str, Any], entered: Mapping[str, Any], ours: str, theirs: str
+) -> list[Difference]:
+    """The fields below these prefixes; "" for those of the whole."""
+    mine = _below(stored, ours)
+    other = _below(entered, theirs)
+    if not ours:
+        names = ["show_user_notifications"]
+    else:
+        # what the form does not send, as it is not active, is not known to differ
+        silent = {"enrollment.renewal_period", "enrollment.renewal_period_days"} - other.keys()
+        names = [field for field in dict.fromkeys([*mine, *other]) if field not in silent | {"was"}]
+    pairs = ((field, _plain(mine.get(field, "")), _plain(other.get(field, ""))) for field in names)
+    return [Difference(name, field, before, after) for field, before, after in pairs if before != after]
+
+
+def _below(fields: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    return {
+        name.removeprefix(prefix): value
+        for name, value in fields.items()
+        if name.startswith(prefix) and ".crypt_" not in name
+    }
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(part.strip() for part in re.split("[\r\n,;]", str(value)) if part.strip())

@@ -15,7 +15,7 @@ from ... import crypto
 from ...codec.est import OPERATIONS
 from ...codec.pem import decode_pem
 from ...errors import ConflictError, Error, SettingsError
-from ...model import check_dns_name, check_ip, check_text, is_ca_label
+from ...model import CA_LABEL_MAX, check_dns_name, check_ip, check_text, is_ca_label
 from .. import changes
 from ..audit import actor
 from ..database import Database, now
@@ -60,6 +60,10 @@ class EstSettings:
         object.__setattr__(self, "host", _host(self.host))
         if not 0 < self.port < 65_536:
             raise SettingsError("--port", f"{self.port} is not a port")
+        if len(self.label) > CA_LABEL_MAX:
+            raise SettingsError(
+                "--label", f"has {len(self.label)} characters: at most {CA_LABEL_MAX} are allowed"
+            )
         if self.label and not is_ca_label(self.label):
             raise SettingsError(
                 "--label",

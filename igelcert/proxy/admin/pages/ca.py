@@ -8,6 +8,7 @@ from typing import Any
 from flask import Blueprint, render_template, request
 
 from ....errors import ConflictError, Error, SettingsError
+from ....model import CA_LABEL_MAX
 from ... import ca
 from ...context import Context
 from ...keystore import MAX_KEYSTORE
@@ -133,6 +134,7 @@ def _page(context: Context, kind: str, values: dict[str, Any], problems: Problem
     now = ca.describe(context)
     secret = {"csrf", "keystore_password", "ndes_password", "version", "replace", "kind"}
     return {
+        "label_max": CA_LABEL_MAX,
         "kind": kind,
         "values": {key: value for key, value in values.items() if key not in secret},
         "problems": problems,

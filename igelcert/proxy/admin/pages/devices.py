@@ -59,6 +59,21 @@ def add(routes: Blueprint, context: Context) -> None:
         )
         return make_response(page, 422 if problems else 200)
 
+    def add_again(unit_id: str, values: dict[str, str]) -> Answer:
+        """The form of a new device, with what was entered for one that is gone."""
+        text = (
+            f"The device {unit_id[:64]} was removed meanwhile. What you entered is still here: add it anew, if it is "
+            "to come back."
+        )
+        page = render_template(
+            "device_add.html",
+            values={"directory": "", "hostname": "", **values, "unit_id": unit_id},
+            problems=Problems(others=[text]),
+            known=None,
+            tree=inventory.tree(context),
+        )
+        return make_response(page, 409)
+
     def list_again(err: SettingsError, at: str, **entered: Any) -> Answer:
         """The list with what was entered, and what is wrong with it at the field `at`."""
         problems = Problems()
@@ -131,6 +146,8 @@ def add(routes: Blueprint, context: Context) -> None:
             problems.add(err)
         except SettingsError as err:
             problems.add(err, values)
+        if registry.get(context, unit_id) is None:
+            return add_again(unit_id, values.to_dict())
         return _device(context, unit_id, problems, values.to_dict())
 
     @routes.post("/devices/u/<unit_id>/token")
@@ -192,12 +209,17 @@ def add(routes: Blueprint, context: Context) -> None:
 def _list(
     context: Context, problems: Problems | None = None, entered: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """What is to be seen of the list. A directory or state that is none shows all."""
+    """What is to be seen of the list. A directory or state that is none shows all, and is said."""
+    problems = problems or Problems()
     text, state = request.args.get("search", "").strip()[:200], request.args.get("state", "")
     tree = inventory.tree(context)
     directory = request.args.get("directory", "/")
     here = next((each for each in tree if each.path == directory), tree[0])
-    state = state if state in inventory.STATES else ""
+    if here.path != directory:
+        problems.others.append(f"There is no directory {directory[:80]!r}: all devices are shown.")
+    if state and state not in inventory.STATES:
+        problems.fields["state"] = f"There is no state {state[:40]!r}: all are shown."
+        state = ""
     offset = number("offset")
     found = inventory.search(
         context, text=text, directory=here.path, state=state, limit=PAGE_SIZE, offset=offset
@@ -205,7 +227,7 @@ def _list(
     filters = {"search": text, "state": state, "directory": here.path}
     return {
         "found": found.items,
-        "problems": problems or Problems(),
+        "problems": problems,
         "entered": entered or {},
         "place": {**{key: value for key, value in filters.items() if value}, "offset": offset or None},
         "until": certificates.soonest(context, [device.unit_id for device in found.items]),

@@ -13,11 +13,15 @@ from ....model import KEY_TYPES
 from ... import devices, inventory, profiles
 from ...context import Context
 from ...profiles import Preview, Stored
-from ..forms import Problems, cert_indexes, document_of, form_of
+from ..forms import Problems, cert_indexes, differences, document_of, form_of
 from .base import Answer, caller, done, form, lines, partial, problem_lines, show, unsure, wants_lines
 
 __all__ = ["add"]
 
+GONE = (
+    "This profile was removed by somebody else meanwhile. What you entered is still here: Save makes it anew, assigned to "
+    "nothing; passwords that were set are to be typed again."
+)
 KEY_NAMES = {
     "rsa_2048": "RSA 2048",
     "rsa_3072": "RSA 3072",
@@ -80,11 +84,16 @@ def add(routes: Blueprint, context: Context) -> None:
                 _passthrough(context, name, "passthrough" in values)
                 return done("profile", "stored", name=name)
         except ConflictError as err:
-            problems.add(err)
             conflict = profiles.get(context, name)
+            if conflict is None:
+                values["version"] = "0"
+                problems.others.append(GONE)
+            else:
+                problems.add(err)
         except SettingsError as err:
             problems.add(err, values)
-        return again(values, problems, 409 if conflict else 422, conflict=conflict)
+        gone = GONE in problems.others
+        return again(values, problems, 409 if conflict or gone else 422, conflict=conflict)
 
     @routes.post("/profiles/draft")
     @form(context)
@@ -206,6 +215,7 @@ def _page(
         "set": _secret_fields(stored, values, secrets),
         "problems": problems,
         "conflict": conflict,
+        "differences": differences(form_of(conflict.document), clean) if conflict else (),
         "previews": previews,
         "clashes": clashes,
         "key_names": KEY_NAMES,

@@ -15,7 +15,8 @@ export function complain(element, text, final = false) {
 export function input(element) {
   if (element.dataset.allowed) {
     const good = new RegExp(`^[${element.dataset.allowed}]*$`).test(element.value);
-    complain(element, good ? "" : element.dataset.allowedText, true);
+    const long = element.value.length > (element.dataset.most || Infinity);
+    complain(element, !good ? element.dataset.allowedText : long ? `At most ${element.dataset.most} characters are allowed.` : "", true);
   } else if (element.type !== "file" && element.getAttribute("aria-invalid")) {
     complain(element, "");
   }
