@@ -152,17 +152,17 @@ def parse_settings(text: str | bytes) -> Settings:
 def load_json(text: str | bytes) -> Any:
     """JSON that names no key twice; SettingsError with line and column otherwise."""
     if len(text) > DOCUMENT_BYTES:
-        raise SettingsError("", f"the settings are larger than {DOCUMENT_BYTES >> 20} MiB")
+        raise SettingsError("", f"the document is larger than {DOCUMENT_BYTES >> 20} MiB")
     try:
         return json.loads(text, object_pairs_hook=_unique)
     except json.JSONDecodeError as err:
         raise SettingsError(f"line {err.lineno} column {err.colno}", f"not JSON: {err.msg}") from None
     except UnicodeDecodeError:
-        raise SettingsError("", "the settings are not UTF-8") from None
+        raise SettingsError("", "the document is not UTF-8") from None
     except RecursionError:
-        raise SettingsError("", "the settings are nested too deeply") from None
-    except ValueError as err:  # integers beyond the interpreter's limit
-        raise SettingsError("", f"not JSON: {err}") from None
+        raise SettingsError("", "the document is nested too deeply") from None
+    except ValueError:  # integers beyond the interpreter's limit
+        raise SettingsError("", "a number in the document has too many digits") from None
 
 
 def parse_document(document: object) -> Settings:

@@ -227,7 +227,7 @@ def json_object(response: Response, what: str) -> dict[str, Any]:
     try:
         found = load_json(response.body)
     except SettingsError as err:
-        raise RemoteProtocolError(f"the answer to the {what} is not JSON: {err}") from None
+        raise RemoteProtocolError(f"the answer to the {what} cannot be read: {err}") from None
     if not isinstance(found, dict):
         raise RemoteProtocolError(f"the answer to the {what} is not an object")
     return found

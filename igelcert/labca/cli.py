@@ -29,7 +29,7 @@ EPILOG = """\
 examples:
   lab-ca serve --dir lab                        EST on 127.0.0.1:8085, SCEP on 127.0.0.1:8086
   lab-ca serve --dir lab --scep 127.0.0.1:0 --scep-mode ndes --scep-challenge-file secret
-  lab-ca serve --dir lab --est 127.0.0.1:0 --validity 10m --pending 30
+  lab-ca serve --dir lab --est 127.0.0.1:0 --validity 10m --pending 30s
 
 exit status: 0 ended by a signal, 1 failed, 64 usage
 """

@@ -142,7 +142,8 @@ def _serve(args: argparse.Namespace, _output: Output) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    args = _parser().parse_args(words)
     output = Output()
     try:
         if args.data is None:
@@ -158,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             context.db.close()
     except Error as err:
-        print(f"ca-proxy: error: {err}", file=sys.stderr)
+        print(f"ca-proxy: error: {_as_typed(err, words)}", file=sys.stderr)
         if err.hint:
             print(f"ca-proxy: hint: {err.hint}", file=sys.stderr)
         return _code(err)
@@ -167,6 +168,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         return 130
+
+
+def _as_typed(err: Error, words: Sequence[str]) -> str:
+    """The error's text, which names an option only where one was typed: what a command calls by its place has no dashes."""
+    if not isinstance(err, SettingsError) or not err.path.startswith("--"):
+        return str(err)
+    if any(word.startswith("--") and err.path.startswith(word.partition("=")[0]) for word in words):
+        return str(err)
+    return f"{err.path.removeprefix('--').replace('-', ' ')}: {err.reason}"
 
 
 def _code(err: Error) -> int:

@@ -14,7 +14,7 @@ from . import ca, cacerts
 from .clitools import Output, UsageError, read_file, read_password, when
 from .context import Context
 from .database import now
-from .keystore import open_keystore
+from .keystore import MAX_KEYSTORE, open_keystore
 from .upstream import Step
 from .upstream.config import CaConfig, EstSettings, ScepSettings, clear, load, show
 
@@ -155,7 +155,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 
 def _set_est(args: argparse.Namespace, output: Output, context: Context) -> int:
     settings = EstSettings(args.name, args.host, args.port, args.label)
-    keystore = read_file("--keystore", args.keystore)
+    keystore = read_file("--keystore", args.keystore, MAX_KEYSTORE)
     password = read_password("--keystore-password-file", args.keystore_password_file)
     config = ca.assemble(context, settings, keystore, password)
     _save(args, context, config)

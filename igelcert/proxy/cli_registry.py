@@ -227,7 +227,7 @@ def _device_remove(args: argparse.Namespace, output: Output, context: Context) -
 
 def _device_import(args: argparse.Namespace, output: Output, context: Context) -> int:
     try:
-        text = read_file("FILE.csv", args.file).decode("utf-8-sig")
+        text = read_file("the sheet", args.file).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise SettingsError(str(args.file), "is not UTF-8") from None
     sheet = Import(text)

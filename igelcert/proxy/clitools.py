@@ -56,10 +56,11 @@ def count(text: str) -> int:
     return int(text)
 
 
-def read_file(option: str, path: Path) -> bytes:
+def read_file(option: str, path: Path, most: int = MAX_FILE) -> bytes:
+    """most: octets that it may have."""
     try:
-        if path.stat().st_size > MAX_FILE:
-            raise SettingsError(option, f"{path} is larger than {MAX_FILE >> 20} MiB")
+        if path.stat().st_size > most:
+            raise SettingsError(option, f"{path} is larger than {most >> 20} MiB")
         return path.read_bytes()
     except OSError as err:
         raise StorageError(f"{option}: cannot read {path}: {err.strerror}") from None

@@ -33,7 +33,7 @@ def open_keystore(data: bytes, password: str, now: int, *, stored: bool = False)
     """The keystore, fit for use at `now`; SettingsError in words otherwise. stored: it is in use already, so that its
     end is told among the warnings: what it holds can still be shown, and the rest of the proxy goes on."""
     if len(data) > MAX_KEYSTORE:
-        raise SettingsError(_PATH, "is larger than 1 MiB")
+        raise SettingsError(_PATH, f"is larger than {MAX_KEYSTORE >> 20} MiB")
     _know(data)
     try:
         store = crypto.read_pfx(data, password.encode())

@@ -87,7 +87,7 @@ def _object() -> dict[str, Any]:
     try:
         body = load_json(request.get_data())
     except SettingsError as err:
-        raise RemoteProtocolError(f"the body is not JSON: {err}") from None
+        raise RemoteProtocolError(f"the body cannot be read: {err}") from None
     if not isinstance(body, dict):
         raise RemoteProtocolError("the body is not a JSON object")
     return body

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import gc
 import json
 import logging
@@ -10,7 +11,8 @@ import resource
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -42,33 +44,44 @@ def serve(data: Path, listen: str, admin_listen: str, drain: int | None = None) 
     drain = context.config.drain if drain is None else drain
     if not 0 <= drain <= DRAIN_MAX:
         raise SettingsError("--drain", f"is not a number from 0 to {DRAIN_MAX}")
-    run = data / "run.json"
     listen, admin_listen = listen or context.config.listen, admin_listen or context.config.admin_listen
     for option, address in (("--listen", listen), ("--admin-listen", admin_listen)):
         if not is_address(address):
             raise SettingsError(option, f"{address!r} is not HOST:PORT")
         _look_free(address)
-    try:
+    run = data / "run.json"
+    with _alone(data) as lock:
         run.unlink(missing_ok=True)
-    except OSError as err:
-        raise StorageError(f"cannot remove {run}: {err.strerror}") from None
-    ServerTls(context).current()  # what is wrong with it is said now, and not by a dead worker
-    context.db.close()  # a connection must not cross a fork
-    pid = os.getpid()
-    try:
-        _Server(data, listen, admin_listen, drain).run()
-    finally:
-        if os.getpid() == pid and _is_of(run, pid):  # a worker leaves this way, too
-            run.unlink(missing_ok=True)
+        ServerTls(context).current()  # what is wrong with it is said now, and not by a dead worker
+        context.db.close()  # a connection must not cross a fork
+        pid = os.getpid()
+        try:
+            _Server(data, listen, admin_listen, drain, lock).run()
+        finally:
+            if os.getpid() == pid:  # a worker leaves this way, too
+                run.unlink(missing_ok=True)
     return 0
 
 
-def _is_of(run: Path, pid: int) -> bool:
-    """Another proxy that began to serve the same directory meanwhile has written its own."""
+@contextmanager
+def _alone(data: Path) -> Iterator[int]:
+    """One proxy serves a directory: two would ask the CA twice as much. Yields the descriptor of the lock. StorageError."""
+    path = data / "run.lock"
     try:
-        return bool(json.loads(run.read_text())["pid"] == pid)
-    except (OSError, ValueError, KeyError):
-        return False
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as err:
+        raise StorageError(f"cannot write {path}: {err.strerror}") from None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield handle
+    except BlockingIOError:
+        raise StorageError(
+            f"another proxy serves {data} already",
+            hint="end that one first; one more proxy for the same devices has a directory of its own: ca-proxy join",
+        ) from None
+    finally:
+        with suppress(OSError):  # a worker has closed its own
+            os.close(handle)
 
 
 def _look_free(address: str) -> None:
@@ -87,8 +100,9 @@ def _look_free(address: str) -> None:
 
 
 class _Server(BaseApplication):  # type: ignore[misc]
-    def __init__(self, data: Path, listen: str, admin_listen: str, drain: int) -> None:
+    def __init__(self, data: Path, listen: str, admin_listen: str, drain: int, lock: int) -> None:
         self._data = data
+        self._lock = lock
         self._drain = drain
         self._binds = [listen, admin_listen]
         self._tls: ServerTls | None = None
@@ -129,6 +143,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
     def load(self) -> Callable[..., Iterable[bytes]]:
         """Called in the worker: its connections to database and CA are its own."""
+        os.close(self._lock)  # the main process has it: when that is gone, another may serve
         context = Context.open(self._data)
         self._tls = ServerTls(context)
         self.cfg.hear_changes = changes.hearing(context)
@@ -184,14 +199,25 @@ def places(waiting: int) -> int:
     return waiting
 
 
+def _is_ours_to_say(record: logging.LogRecord) -> bool:
+    """gunicorn names every address as of plain HTTP; ours are named when all is ready."""
+    return not str(record.msg).startswith("Listening at")
+
+
 _LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "formatters": {"plain": {"format": "%(asctime)s %(levelname)s %(message)s"}},
+    "filters": {"addresses": {"()": lambda: _is_ours_to_say}},
     "handlers": {"screen": {"class": "logging.StreamHandler", "formatter": "plain", "stream": sys.stderr}},
     "root": {"level": "WARNING", "handlers": ["screen"]},
     "loggers": {
-        "gunicorn.error": {"level": "INFO", "handlers": ["screen"], "propagate": False},
+        "gunicorn.error": {
+            "level": "INFO",
+            "handlers": ["screen"],
+            "filters": ["addresses"],
+            "propagate": False,
+        },
         "gunicorn.access": {"level": "WARNING", "handlers": ["screen"], "propagate": False},
         "igelcert.proxy": {"level": "INFO", "handlers": ["screen"], "propagate": False},
     },

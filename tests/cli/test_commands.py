@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -225,25 +225,57 @@ def test_serve_says_what_is_wrong_with_an_address(data: Path) -> None:
     )
 
 
-def test_a_second_proxy_of_a_directory_leaves_the_first_ones_note(data: Path, tmp_path: Path) -> None:
-    args: list[str | Path] = [
-        "ca-proxy",
-        "serve",
-        "--data",
-        data,
-        "--listen",
-        "127.0.0.1:0",
-        "--admin-listen",
-        "127.0.0.1:0",
-        "--drain",
-        "0",
-    ]
-    with contextlib.ExitStack() as first:
-        first.enter_context(served(args, data / "run.json", tmp_path / "first.log"))
+def test_a_second_proxy_of_a_directory_is_refused(data: Path, tmp_path: Path) -> None:
+    """And takes nothing of the first; one that was killed keeps nobody out."""
+    here = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--drain", "0"]
+    args: list[str | Path] = ["ca-proxy", "serve", "--data", data, *here]
+    with served(args, data / "run.json", tmp_path / "first.log") as first:
+        done = run(*args)
+        assert (done.returncode, done.stderr.splitlines()[0]) == (
+            1,
+            f"ca-proxy: error: another proxy serves {data} already",
+        )
+        assert json.loads((data / "run.json").read_text()) == first
+        os.kill(first["pid"], signal.SIGKILL)
         with served(args, data / "run.json", tmp_path / "second.log") as second:
-            first.close()
-            assert json.loads((data / "run.json").read_text()) == second
+            assert second["pid"] != first["pid"]
     assert not (data / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["user", "remove", "nobody"], "name: there is no account 'nobody'"),
+        (["device", "remove", "--unit-id", "nobody"], "--unit-id: no device 'nobody' is known"),
+        (["device", "add", "--unit-id", "A1", "--directory", "Berlin"], "--directory: 'Berlin' does not begin"),
+        (["device", "add", "--unit-id", "A1", "--directory=Berlin"], "--directory: 'Berlin' does not begin"),
+        (["device", "import", "/nowhere.csv"], "the sheet: cannot read /nowhere.csv"),
+        (["profile", "set", "x", "--settings", "DEEP"], "the document is nested too deeply"),
+        (["profile", "set", "x", "--settings", "DIGITS"], "a number in the document has too many digits"),
+        (["profile", "set", "x", "--settings", "CUT"], "line 1 column 2: not JSON: "),
+        (["ca", "set-est", "--name", "x", "--host", "h", "--keystore", "LARGE", "--keystore-password-file", "DEEP"],
+         "--keystore: LARGE is larger than 1 MiB"),
+    ],
+)  # fmt: skip
+def test_errors_name_what_was_typed(data: Path, tmp_path: Path, words: list[str], error: str) -> None:
+    for name, text in {
+        "DEEP": "[" * 100_000,
+        "DIGITS": "1" * 10_000,
+        "CUT": "{",
+        "LARGE": "x" * (1 << 20) + "x",
+    }.items():
+        (tmp_path / name).write_text(text)
+    named = [str(tmp_path / word) if (tmp_path / word).exists() else word for word in words]
+    done = run("ca-proxy", *named, "--data", data)
+    said = done.stderr.splitlines()[0].replace(f"{tmp_path}/", "")
+    assert done.returncode in {1, 78} and said.startswith(f"ca-proxy: error: {error}"), done.stderr
+
+
+def test_the_log_names_no_address_of_plain_http_for_devices(data: Path, tmp_path: Path) -> None:
+    here = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--drain", "0"]
+    with served(["ca-proxy", "serve", "--data", data, *here], data / "run.json", tmp_path / "log") as state:
+        text = (tmp_path / "log").read_text()
+    assert f"devices: https://127.0.0.1:{state['device_port']}" in text and "Listening at" not in text
 
 
 def test_output_that_nobody_reads(tmp_path: Path) -> None:

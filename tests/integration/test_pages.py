@@ -165,6 +165,11 @@ def test_a_profile_that_somebody_else_changed_or_removed(gate: Proxy) -> None:
     assert "Mine" in person.get("/profiles/p/lan").text
 
 
+def test_a_token_is_shown_with_the_command_for_it(gate: Proxy) -> None:
+    text = Person.at(gate).post("/devices/add", {"unit_id": "A1"}).text
+    assert f"rmagent register --server https://localhost:{gate.port} --token-file" in text
+
+
 def test_a_device_that_was_removed_meanwhile(gate: Proxy) -> None:
     person = Person.at(gate)
     person.post("/devices/add", {"unit_id": "A1", "directory": "/Berlin"})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, Response, make_response, render_template, request
@@ -50,7 +52,7 @@ def add(routes: Blueprint, context: Context) -> None:
                 token = registry.add(
                     context, values["unit_id"], values["directory"] or "/", values["hostname"]
                 )
-                return render_template("device_token.html", token=token, fresh=True)
+                return token_page(token, fresh=True)
             except SettingsError as err:
                 problems.add(err, values)
         known = registry.get(context, values["unit_id"]) if problems else None
@@ -58,6 +60,9 @@ def add(routes: Blueprint, context: Context) -> None:
             "device_add.html", values=values, problems=problems, known=known, tree=inventory.tree(context)
         )
         return make_response(page, 422 if problems else 200)
+
+    def token_page(token: registry.Token, *, fresh: bool) -> Answer:
+        return render_template("device_token.html", token=token, fresh=fresh, server=_server(context))
 
     def add_again(unit_id: str, values: dict[str, str]) -> Answer:
         """The form of a new device, with what was entered for one that is gone."""
@@ -153,7 +158,7 @@ def add(routes: Blueprint, context: Context) -> None:
     @routes.post("/devices/u/<unit_id>/token")
     @form(context)
     def device_token(unit_id: str) -> Answer:
-        return render_template("device_token.html", token=registry.new_token(context, unit_id), fresh=False)
+        return token_page(registry.new_token(context, unit_id), fresh=False)
 
     @routes.post("/devices/u/<unit_id>/renew")
     @form(context)
@@ -281,3 +286,12 @@ def _device(
         directories=inventory.tree(context),
     )
     return make_response(page, 422 if problems else 200)
+
+
+def _server(context: Context) -> str:
+    """The proxy's address, as devices are to call it."""
+    name = next(iter(context.config.hostnames), "PROXY")
+    port = context.config.listen.rpartition(":")[2]
+    with suppress(OSError, ValueError, KeyError):
+        port = json.loads((context.data / "run.json").read_text())["device_port"]
+    return f"https://[{name}]:{port}" if ":" in name else f"https://{name}:{port}"

@@ -124,7 +124,7 @@ def _body(operation: Operation) -> Any:
     try:
         value = load_json(data)
     except SettingsError as err:
-        raise Unreadable(400, f"the body is not JSON: {err}") from None
+        raise Unreadable(400, f"the body cannot be read: {err}") from None
     check(ref(operation.body), value)
     return value
 
