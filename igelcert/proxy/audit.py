@@ -32,6 +32,10 @@ ACTIONS = (
     "join",
     "copy",
     "issue",
+    "management-ca",
+    "rekey",
+    "backup",
+    "restore",
 )
 _actor: ContextVar[str] = ContextVar("actor", default=COMMAND_LINE)
 

@@ -83,7 +83,7 @@ def initialise(
                 )
             )
             place.db.record(connection, "ca-proxy", "init", "for " + " ".join(names))
-            ca = ManagementCa(connection, sealer)
+            ca = ManagementCa.issuing(connection, sealer)
             _write_files(place.path, ca, names, listen, admin_listen)
             if place.db.shared:
                 place.publish()  # the last that can fail before the commit
@@ -101,7 +101,9 @@ def join(
     with _fresh(data, database) as place:
         place.db.check()
         with place.db.begin() as connection:
-            ca = ManagementCa(connection, sealer)  # CheckError when the master key is another database's
+            ca = ManagementCa.issuing(
+                connection, sealer
+            )  # CheckError when the master key is another database's
             found = hostnames or json.loads(place.db.meta_in(connection, HOSTNAMES, "[]"))
             names = _names(found)
             if not names:

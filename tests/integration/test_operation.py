@@ -1,0 +1,223 @@
+"""Years of operation: the master key and the management CA are changed while devices enroll, and none is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from igelcert.errors import CheckError
+from igelcert.proxy import devices, profiles, rekeying
+from igelcert.proxy.context import Context
+from igelcert.proxy.secrets import Sealer
+from tests.load.ca import SlowCa, slow_ca
+from tests.support.chain import Device, Proxy, command, proxy, run
+from tests.support.postgres import Cluster
+from tests.support.proxies import together, use
+from tests.support.work import work
+
+CERT = {"friendly_name": "lan", "key": {"type": "ec_prime256v1", "crypt_password": "Schlüssel 7"}}
+
+
+@pytest.fixture(scope="module")
+def ca(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlowCa]:
+    with slow_ca(tmp_path_factory.mktemp("ca") / "ca", cap=16) as made:
+        yield made
+
+
+def until(true: Callable[[], object], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it does not come about"
+        time.sleep(0.05)
+
+
+def opened(data: Path, sealer: Sealer) -> list[bool]:
+    """Of each sealed value of a proxy: does it open?"""
+    context, found = Context.open(data), []
+    with context.db.read() as connection:
+        for sealed in rekeying.SEALED:
+            for row in connection.execute(sealed.rows()):
+                try:
+                    sealer.unseal(sealed.value(row), sealed.place(row))
+                    found.append(True)
+                except CheckError:
+                    found.append(False)
+    context.db.close()
+    return found
+
+
+# ---- the master key -----------------------------------------------------------------------------
+
+
+def test_the_master_key_is_changed_while_devices_enroll(ca: SlowCa, tmp_path: Path) -> None:
+    with proxy(tmp_path / "data") as gate:
+        use(gate, ca)
+        gate.profile("lan", CERT, directory="/Office")
+        device = gate.device(tmp_path / "root", "A1", "tc-a1", "/Office")
+        device.sync()
+        shutil.copy(gate.data / "master.key", tmp_path / "old.key")
+        with work([gate], tmp_path) as going:
+            written = threading.Thread(target=_keep_writing, args=(gate.data, going.stopped))
+            written.start()
+            for _ in range(2):
+                gate.cli("rekey")
+                going.go_on()
+        written.join(20)
+        device.sync()
+        assert "new settings" not in device.sync(), "tags of settings are those of before"
+    assert len((gate.data / "master.key").read_text().splitlines()) == 1
+    assert (gate.data / "master.key").stat().st_mode & 0o777 == 0o600
+    fits, old = (
+        opened(gate.data, Sealer.open(path)) for path in (gate.data / "master.key", tmp_path / "old.key")
+    )
+    assert len(fits) >= 4 and all(fits) and not any(old)
+    server = (gate.data / "server.pem").read_bytes()
+    with proxy(gate.data) as gate:  # what is to be read at a start opens with the new key
+        device.sync()
+        assert x509.load_pem_x509_certificate(server) == x509.load_pem_x509_certificate(
+            (gate.data / "server.pem").read_bytes()
+        )
+
+
+def _keep_writing(data: Path, stopped: threading.Event) -> None:
+    """Secrets are written all the while, by another process than the one that changes the key."""
+    context, number = Context.open(data), 0
+    while not stopped.is_set():
+        number += 1
+        profiles.store(context, f"p{number % 3}", json.dumps({"certs": [CERT]}).encode())
+    context.db.close()
+
+
+@pytest.mark.peers
+def test_the_master_key_of_two_proxies(postgres: Cluster, ca: SlowCa, tmp_path: Path) -> None:
+    """Nothing is sealed under the new key before all that serve have it; what was forgotten is named."""
+    with together(postgres, tmp_path / "two", 2) as (one, two):
+        use(one, ca)
+        with work([one, two], tmp_path) as going:
+            assert "--add" in one.cli("rekey")
+            code, said = one.refused("rekey")
+            assert code == 1 and "is missing at proxies that serve" in said
+            assert two.refused("rekey")[0] == 1
+            copied = tmp_path / "copied.key"
+            shutil.copy(one.data / "master.key", copied)
+            two.cli("rekey", "--add", copied)
+            until(lambda: "Missing at" not in one.cli("rekey", "--show"))
+            going.go_on()
+            one.cli("rekey")
+            going.go_on()
+            assert "1 old key(s)" in two.cli("rekey", "--drop")
+            going.go_on()
+        assert (one.data / "master.key").read_bytes() == (two.data / "master.key").read_bytes()
+        assert all(opened(two.data, Sealer.open(two.data / "master.key")))
+
+
+# ---- the management CA --------------------------------------------------------------------------
+
+
+def issuers(device: Device) -> str:
+    """SHA-256 of the CA in the proxy's bundle that issued the management certificate."""
+    cert = x509.load_pem_x509_certificate((device.agent / "cert.pem").read_bytes())
+    for each in trusted(device.agent / "trust-store/cacerts.pem"):
+        try:
+            cert.verify_directly_issued_by(each)
+            return each.public_bytes(Encoding.DER).hex()
+        except Exception:  # noqa: S112 - another of the same name
+            continue
+    raise AssertionError("it trusts no CA of its own certificate")
+
+
+def trusted(path: Path) -> list[x509.Certificate]:
+    return x509.load_pem_x509_certificates(path.read_bytes())
+
+
+@contextmanager
+def resident(device: Device, log: Path) -> Iterator[None]:
+    with log.open("wb") as sink:
+        process = subprocess.Popen([command("rmagent"), "run", "--root", str(device.root)], stderr=sink)
+    try:
+        yield
+        assert process.poll() is None, log.read_text()
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+
+
+def test_the_management_ca_is_changed_while_devices_enroll(ca: SlowCa, tmp_path: Path) -> None:
+    """One device is there, and follows by itself; one is off during all of it, and comes back."""
+    with proxy(tmp_path / "data") as gate:
+        use(gate, ca)
+        gate.profile("lan", CERT, directory="/Office")
+        here, away = (
+            gate.device(tmp_path / name, name.upper(), f"tc-{name}", "/Office") for name in ("here", "away")
+        )
+        for device in (here, away):
+            device.sync()
+        old = trusted(gate.data / "trust.pem")
+        first = issuers(here)
+        with resident(here, tmp_path / "here.log"):
+            with work([gate], tmp_path) as going:
+                gate.cli("management-ca", "roll")
+                until(lambda: len(trusted(here.agent / "trust-store/cacerts.pem")) == 2)
+                assert len(trusted(gate.data / "trust.pem")) == 2
+                assert issuers(here) == first and len(_server_chain(gate)) == 2
+                going.go_on()
+                until(lambda: "HERE" not in gate.refused("management-ca", "switch")[1])
+                code, said = gate.refused("management-ca", "switch")
+                assert code == 1 and "AWAY" in said and "--now" in said
+                gate.cli("management-ca", "switch", "--now")
+                until(lambda: issuers(here) != first)
+                going.go_on()
+            new = {der for der in trusted(gate.data / "trust.pem") if der not in old}
+            assert len(new) == 1
+            # it knows of nothing but the old CA, and its certificate is from that one
+            assert trusted(away.agent / "trust-store/cacerts.pem") == old and issuers(away) == first
+            assert "AWAY" in gate.refused("management-ca", "retire")[1]
+            away.sync()
+            assert issuers(away) == issuers(here) != first
+            context = Context.open(gate.data)
+            devices.remove(
+                context,
+                *[each.unit_id for each in devices.listing(context) if each.unit_id.startswith("WORK")],
+            )
+            context.db.close()
+            until(lambda: _state(gate)["waits_for"]["count"] == 0)
+            gate.cli("management-ca", "retire")
+            until(lambda: set(trusted(here.agent / "trust-store/cacerts.pem")) == new)
+        away.sync()
+        assert (
+            set(trusted(away.agent / "trust-store/cacerts.pem"))
+            == set(trusted(gate.data / "trust.pem"))
+            == new
+        )
+        assert [each["state"] for each in _state(gate)["cas"]] == ["retired", "issuing"]
+        # the certificates are those of before: nobody had to enroll for it
+        rows = [row for row in gate.enrollments() if row["unit_id"] in {"HERE", "AWAY"}]
+        assert len(rows) == 2
+    with proxy(gate.data):
+        pass
+
+
+def _state(gate: Proxy) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(gate.cli("management-ca", "show", "--json"))
+    return found
+
+
+def _server_chain(gate: Proxy) -> list[str]:
+    done = run(
+        "openssl", "s_client", "-connect", f"localhost:{gate.port}", "-showcerts", "-CAfile", gate.data / "trust.pem",
+        input="",
+    )  # fmt: skip
+    assert "Verify return code: 0" in done.stdout, done.stdout
+    return done.stdout.split("-----BEGIN CERTIFICATE-----")[1:]
