@@ -1,17 +1,22 @@
-"""ca-proxy rekey and management-ca: what an operator changes over the years, while devices go on."""
+"""ca-proxy backup, restore, rekey and management-ca: what an operator does over the years, while devices go on."""
 
 from __future__ import annotations
 
 import argparse
+import getpass
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from .clitools import Output, when
+from ..errors import SettingsError
+from . import cli_database
+from .clitools import Output, UsageError, read_password, when
 from .context import Context
 
 __all__ = ["add_commands"]
+
+PASSPHRASE_LEAST = 12
 
 REKEY = """\
 Changes the master key, under which every secret in the database is sealed, while proxies serve. Run it again
@@ -22,6 +27,23 @@ under it: the first run makes the key, in this proxy's master.key; copy that fil
 and run `ca-proxy rekey --add FILE` there; then run `ca-proxy rekey` here again. It names the proxies that serve and have
 not got the key, and does nothing before. At its end run `ca-proxy rekey --drop` at the others. Backups that were made
 before still need the old key: each holds its own.
+"""
+BACKUP = """\
+Writes everything that this proxy needs to come back on another machine into one file, while it serves. Secrets
+in the database stay encrypted under the master key.
+
+The master key goes with it, encrypted under a passphrase that is asked for, or is the first line of
+--passphrase-file: who has the file and the passphrase has every secret of this proxy. With --without-key it
+stays out: keep DIR/master.key elsewhere then, since without it the file is worth nothing. With PostgreSQL the
+file holds configuration and key; the database is saved by pg_dump.
+"""
+RESTORE = """\
+Makes the data directory of a backup, which must not be there or be empty. Everything is checked first: that the file is
+whole, its schema, that the master key opens the database's secrets. When anything fails, nothing is there.
+
+Devices go on with the names that the old machine had: let these lead to the new one. What was registered, renewed or
+enrolled after the backup is unknown here; such a device registers again with a token. With PostgreSQL restore the
+database with pg_restore first, and name it with --database.
 """
 MANAGEMENT = """\
 The proxy's own CA, which vouches for devices towards the proxy and for the proxy towards devices. It has nothing to do
@@ -49,7 +71,44 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     which.add_argument("--show", action="store_true", help="say how far it is, and do nothing")
     made.set_defaults(function=_rekey, opens=True)
+    _backup_commands(commands, common)
     _management_commands(commands, common)
+
+
+def _backup_commands(commands: Any, common: argparse.ArgumentParser) -> None:
+    made = commands.add_parser(
+        "backup", help="save everything that this proxy needs into one file, while it serves", description=BACKUP,
+        parents=[common], formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    made.add_argument(
+        "file", type=Path, metavar="FILE", help="that is written; one that is there is never replaced"
+    )
+    which = made.add_mutually_exclusive_group()
+    which.add_argument(
+        "--passphrase-file",
+        type=Path,
+        metavar="F",
+        help="the master key is encrypted under the first line of F",
+    )
+    which.add_argument("--without-key", action="store_true", help="leave the master key out")
+    made.set_defaults(function=_backup, opens=True)
+    made = commands.add_parser(
+        "restore", help="make the data directory of a backup", description=RESTORE,
+        parents=[common], formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    made.add_argument("file", type=Path, metavar="FILE", help="that `ca-proxy backup` wrote")
+    which = made.add_mutually_exclusive_group()
+    which.add_argument(
+        "--passphrase-file", type=Path, metavar="F", help="the passphrase is the first line of F"
+    )
+    which.add_argument(
+        "--master-key",
+        type=Path,
+        metavar="KEYFILE",
+        help="the master key that was kept apart from the backup",
+    )
+    cli_database.add_url(made, "--database", "where pg_restore put this proxy's database", required=False)
+    made.set_defaults(function=_restore, opens=False)
 
 
 def _management_commands(commands: Any, common: argparse.ArgumentParser) -> None:
@@ -80,6 +139,54 @@ def _management_commands(commands: Any, common: argparse.ArgumentParser) -> None
     )
 
 
+# ---- backups ------------------------------------------------------------------------------------
+
+
+def _backup(args: argparse.Namespace, output: Output, context: Context) -> int:
+    from . import backup
+
+    passphrase = None if args.without_key else _passphrase(args.passphrase_file, new=True)
+    saved = backup.save(context, args.file, passphrase)
+    what = f"{saved.devices} devices" if saved.database else "configuration"
+    output.line(f"{args.file}: {what}, schema {saved.schema}, checked")
+    if not saved.key:
+        output.line(f"the master key is not in it: keep {context.data / 'master.key'} in another place")
+    if not saved.database:
+        output.line("the database is not in it: pg_dump --format=custom --file=proxy.dump URL")
+    return 0
+
+
+def _restore(args: argparse.Namespace, output: Output) -> int:
+    from . import backup
+
+    database = cli_database.url_of(args, "--database") if args.database else ""
+    passphrase = None if args.master_key else _passphrase(args.passphrase_file, new=False)
+    saved = backup.restore(args.file, args.data, passphrase, args.master_key, database)
+    output.line(f"{args.data}: {saved.devices} devices, as of {when(saved.created)} UTC")
+    output.line("start it: ca-proxy serve; the names in its proxy.toml must lead to this machine")
+    return 0
+
+
+def _passphrase(file: Path | None, *, new: bool) -> str | None:
+    """From the file, or from whoever sits there; None when nobody does."""
+    if file is not None:
+        found = read_password("--passphrase-file", file)
+    elif sys.stdin.isatty():
+        found = getpass.getpass("passphrase for the master key in the backup: ")
+        if new and found != getpass.getpass("once more: "):
+            raise UsageError("the two are not the same")
+    elif new:
+        raise UsageError(
+            "nothing says what is to become of the master key",
+            hint="give --passphrase-file F to encrypt it in the backup, or --without-key and keep it apart",
+        )
+    else:
+        return None
+    if new and len(found) < PASSPHRASE_LEAST:
+        raise SettingsError("--passphrase-file", f"a passphrase has at least {PASSPHRASE_LEAST} characters")
+    return found
+
+
 # ---- the master key -----------------------------------------------------------------------------
 
 
@@ -96,10 +203,11 @@ def _rekey(args: argparse.Namespace, output: Output, context: Context) -> int:
             return 0
         if not args.drop:
             found = rekeying.state(context)
-            if found.coming or not found.others or len(found.here) == 1:
+            # the key of before stands first until it is dropped: then a change is at its last steps
+            if found.coming or found.current == found.here[0]:
                 rekeying.begin(context)
-            if context.db.shared and not found.coming and not found.others:
-                return _distribute(output, context)
+                if context.db.shared and not found.coming:
+                    return _distribute(output, context)
             rekeying.switch(context)
             for done in rekeying.reseal(context):
                 print(f"{done} sealed anew", end="\r", file=sys.stderr, flush=True)

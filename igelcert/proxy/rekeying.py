@@ -18,7 +18,7 @@ from typing import Any
 import sqlalchemy as sa
 
 from ..errors import ConflictError, StorageError
-from . import challenges, managementca, profiles
+from . import cacerts, challenges, managementca, profiles
 from .audit import actor
 from .context import ETAG_KEY, Context
 from .database import Database, moment
@@ -211,7 +211,10 @@ def drop(context: Context) -> int:
             f"this proxy's master.key lacks the key {found.current}, which seals now",
             hint="copy master.key from a proxy that has it, and run here: ca-proxy rekey --add FILE",
         )
-    return context.sealer.keep_only(found.current)
+    count = context.sealer.keep_only(found.current)
+    with context.db.begin() as connection:
+        cacerts.count_trust(connection)  # the key in server.pem is under the master key, too
+    return count
 
 
 def take_over(context: Context, other: Sealer) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import signal
@@ -13,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -22,9 +24,9 @@ from igelcert.proxy import devices, profiles, rekeying
 from igelcert.proxy.context import Context
 from igelcert.proxy.secrets import Sealer
 from tests.load.ca import SlowCa, slow_ca
-from tests.support.chain import Device, Proxy, command, proxy, run
+from tests.support.chain import Device, Proxy, command, ok, proxy, run
 from tests.support.postgres import Cluster
-from tests.support.proxies import together, use
+from tests.support.proxies import request, together, use
 from tests.support.work import work
 
 CERT = {"friendly_name": "lan", "key": {"type": "ec_prime256v1", "crypt_password": "Schlüssel 7"}}
@@ -34,6 +36,26 @@ CERT = {"friendly_name": "lan", "key": {"type": "ec_prime256v1", "crypt_password
 def ca(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SlowCa]:
     with slow_ca(tmp_path_factory.mktemp("ca") / "ca", cap=16) as made:
         yield made
+
+
+def office(gate: Proxy, ca: SlowCa, place: Path, *names: str) -> list[Device]:
+    """Devices of those names, which have their certificates; the CA, and the profile of who only works, too."""
+    use(gate, ca)
+    context, made = Context.open(gate.data), []
+    profiles.store(context, "lan", json.dumps({"certs": [CERT]}).encode())
+    profiles.assign(context, "lan", directory="/Office")
+    for name in names:
+        device = Device(place / name, name.upper(), f"tc-{name}")
+        (device.root / "etc/igelcert").mkdir(parents=True)
+        config = f'unit_id = "{device.unit_id}"\nhostname = "{device.hostname}"\n'
+        (device.root / "etc/igelcert/device.toml").write_text(config)
+        token = place / f"{name}.token"
+        token.write_text(devices.add(context, device.unit_id, "/Office").token)
+        device.register(gate, token)
+        device.sync()
+        made.append(device)
+    context.db.close()
+    return made
 
 
 def until(true: Callable[[], object], seconds: float = 20) -> None:
@@ -61,19 +83,16 @@ def opened(data: Path, sealer: Sealer) -> list[bool]:
 # ---- the master key -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_master_key_is_changed_while_devices_enroll(ca: SlowCa, tmp_path: Path) -> None:
     with proxy(tmp_path / "data") as gate:
-        use(gate, ca)
-        gate.profile("lan", CERT, directory="/Office")
-        device = gate.device(tmp_path / "root", "A1", "tc-a1", "/Office")
-        device.sync()
+        (device,) = office(gate, ca, tmp_path, "a1")
         shutil.copy(gate.data / "master.key", tmp_path / "old.key")
         with work([gate], tmp_path) as going:
             written = threading.Thread(target=_keep_writing, args=(gate.data, going.stopped))
             written.start()
-            for _ in range(2):
-                gate.cli("rekey")
-                going.go_on()
+            gate.cli("rekey")
+            going.go_on()
         written.join(20)
         device.sync()
         assert "new settings" not in device.sync(), "tags of settings are those of before"
@@ -84,7 +103,7 @@ def test_the_master_key_is_changed_while_devices_enroll(ca: SlowCa, tmp_path: Pa
     )
     assert len(fits) >= 4 and all(fits) and not any(old)
     server = (gate.data / "server.pem").read_bytes()
-    with proxy(gate.data) as gate:  # what is to be read at a start opens with the new key
+    with proxy(gate.data, port=gate.port):  # what is to be read at a start opens with the new key
         device.sync()
         assert x509.load_pem_x509_certificate(server) == x509.load_pem_x509_certificate(
             (gate.data / "server.pem").read_bytes()
@@ -100,6 +119,7 @@ def _keep_writing(data: Path, stopped: threading.Event) -> None:
     context.db.close()
 
 
+@pytest.mark.slow
 @pytest.mark.peers
 def test_the_master_key_of_two_proxies(postgres: Cluster, ca: SlowCa, tmp_path: Path) -> None:
     """Nothing is sealed under the new key before all that serve have it; what was forgotten is named."""
@@ -154,16 +174,11 @@ def resident(device: Device, log: Path) -> Iterator[None]:
         process.wait(20)
 
 
+@pytest.mark.slow
 def test_the_management_ca_is_changed_while_devices_enroll(ca: SlowCa, tmp_path: Path) -> None:
     """One device is there, and follows by itself; one is off during all of it, and comes back."""
     with proxy(tmp_path / "data") as gate:
-        use(gate, ca)
-        gate.profile("lan", CERT, directory="/Office")
-        here, away = (
-            gate.device(tmp_path / name, name.upper(), f"tc-{name}", "/Office") for name in ("here", "away")
-        )
-        for device in (here, away):
-            device.sync()
+        here, away = office(gate, ca, tmp_path, "here", "away")
         old = trusted(gate.data / "trust.pem")
         first = issuers(here)
         with resident(here, tmp_path / "here.log"):
@@ -203,10 +218,12 @@ def test_the_management_ca_is_changed_while_devices_enroll(ca: SlowCa, tmp_path:
         )
         assert [each["state"] for each in _state(gate)["cas"]] == ["retired", "issuing"]
         # the certificates are those of before: nobody had to enroll for it
-        rows = [row for row in gate.enrollments() if row["unit_id"] in {"HERE", "AWAY"}]
+        rows = [
+            row
+            for name in ("HERE", "AWAY")
+            for row in json.loads(gate.cli("enrollments", "--search", name, "--json"))
+        ]
         assert len(rows) == 2
-    with proxy(gate.data):
-        pass
 
 
 def _state(gate: Proxy) -> dict[str, Any]:
@@ -221,3 +238,69 @@ def _server_chain(gate: Proxy) -> list[str]:
     )  # fmt: skip
     assert "Verify return code: 0" in done.stdout, done.stdout
     return done.stdout.split("-----BEGIN CERTIFICATE-----")[1:]
+
+
+# ---- backups ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def passphrase(tmp_path: Path) -> Path:
+    path = tmp_path / "passphrase"
+    path.write_text("Zwölf Boxkämpfer jagen\n")
+    return path
+
+
+@pytest.mark.slow
+def test_a_backup_made_under_load_is_restored_on_a_new_machine(
+    ca: SlowCa, passphrase: Path, tmp_path: Path
+) -> None:
+    saved, new = tmp_path / "proxy.backup", tmp_path / "new/data"
+    with proxy(tmp_path / "data") as gate:
+        (device,) = office(gate, ca, tmp_path, "a1")
+        with work([gate], tmp_path) as going:
+            gate.cli("backup", saved, "--passphrase-file", passphrase)
+            going.go_on()
+        members = going.members
+    assert saved.stat().st_mode & 0o777 == 0o600
+    text = saved.read_bytes()
+    key = (gate.data / "master.key").read_bytes().strip()
+    assert key not in text and base64.b64decode(key) not in text and "Schlüssel 7".encode() not in text
+    shutil.rmtree(gate.data)  # the machine is gone
+    ok("ca-proxy", "restore", saved, "--data", new, "--passphrase-file", passphrase)
+    before = (device.agent / "cert.pem").read_bytes()
+    with proxy(new, port=gate.port) as again:
+        assert "new settings" not in device.sync()
+        shutil.rmtree(device.certs)
+        device.sync()
+        assert (device.certs / "lan/cert.pem").exists() and (device.agent / "cert.pem").read_bytes() == before
+        for member in members:
+            assert request(again, member, member.csr())[0] == 200
+        assert [row["action"] for row in json.loads(again.cli("audit", "--json", "--search", "restore"))] == [
+            "restore"
+        ]
+
+
+@pytest.mark.slow
+@pytest.mark.peers
+def test_a_proxy_on_postgresql_is_restored(
+    postgres: Cluster, ca: SlowCa, passphrase: Path, tmp_path: Path
+) -> None:
+    """As docs/operations.md says: the database by pg_dump while the proxy serves, and the rest by us."""
+    dump, saved, new = tmp_path / "proxy.dump", tmp_path / "proxy.backup", tmp_path / "new/data"
+    with together(postgres, tmp_path / "one", 1) as (gate,):
+        use(gate, ca)
+        url = (gate.data / "database.url").read_text().strip()
+        with work([gate], tmp_path) as going:
+            assert "pg_dump" in gate.cli("backup", saved, "--passphrase-file", passphrase)
+            ok(postgres.bin / "pg_dump", "--format=custom", f"--file={dump}", url)
+        other = postgres.url(postgres.create())
+        args = ("ca-proxy", "restore", saved, "--data", new, "--passphrase-file", passphrase)
+        assert "the database is empty" in run(*args, "--database", other).stderr and not new.exists()
+        ok(postgres.bin / "pg_restore", "--no-owner", "--exit-on-error", f"--dbname={other}", dump)
+        assert "--database" in run(*args).stderr and not new.exists()
+        ok(*args, "--database", other)
+    with proxy(new) as again:
+        for member in going.members:
+            assert request(again, member, member.csr())[0] == 200
+        with psycopg.connect(other) as connection, pytest.raises(psycopg.Error, match="append-only"):
+            connection.execute("DELETE FROM audit")

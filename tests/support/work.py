@@ -16,17 +16,19 @@ __all__ = ["Work", "work"]
 
 
 class Work:
-    """answers: how many of each status; failures: what was no certificate. count(): enrollments so far."""
+    """members: the devices; answers: how many of each status; failures: what was no certificate."""
 
-    def __init__(self) -> None:
+    def __init__(self, members: list[Member]) -> None:
+        self.members = members
         self.answers: Counter[int] = Counter()
         self.failures: list[str] = []
         self.stopped = threading.Event()
 
     def count(self) -> int:
+        """Enrollments so far."""
         return self.answers[200]
 
-    def go_on(self, more: int = 5) -> None:
+    def go_on(self, more: int = 3) -> None:
         """Waits until so many more have enrolled, each of them well."""
         aim, patience = self.count() + more, threading.Event()
         for _ in range(600):
@@ -58,7 +60,7 @@ def work(gates: list[Proxy], place: Path, prefix: str = "WORK") -> Iterator[Work
     place.joinpath("trust").mkdir()
     shutil.copy(gates[0].data / "trust.pem", place / "trust")
     frozen = [Proxy(place / "trust", gate.port, gate.admin_port) for gate in gates]
-    made = Work()
+    made = Work(members)
     threads = [
         threading.Thread(target=made.run, args=(frozen, members[start::2]), daemon=True) for start in (0, 1)
     ]
