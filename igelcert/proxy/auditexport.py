@@ -22,7 +22,7 @@ __all__ = ["Syslog", "as_json", "keep_position", "kept_position", "lines", "posi
 
 BATCH = 500
 LOOK_SECONDS = 1.0
-# on PostgreSQL an id is drawn before its line can be seen: one that is missing is waited for as long as a transaction may last
+# on PostgreSQL an id is drawn before its line can be seen: a missing one is waited for as long as transactions may last
 GAP_SECONDS = 120
 PRIORITY = 13 * 8 + 5  # facility "log audit", severity "notice" (RFC 5424 6.2.1)
 MESSAGE_ID = 32  # characters (6.2.7)

@@ -15,6 +15,8 @@ from .context import Context
 
 __all__ = ["add_command"]
 
+EVERY = 100  # lines between two notes of how far it came
+
 TEXT = """\
 Who changed what, the newest first. Nothing is ever changed or removed in this log: the database refuses it.
 
@@ -81,12 +83,41 @@ def _export(args: argparse.Namespace, context: Context) -> int:
     position = auditexport.kept_position(args.position) if args.position else 0
     if args.since is not None:
         position = max(position, auditexport.position_at(context, args.since))
-    with auditexport.Syslog(args.syslog) if args.syslog else nullcontext() as syslog:
-        for row in auditexport.lines(context, position, lambda: bool(args.follow)):
+    mark = _Mark(args.position, position)
+
+    def follow() -> bool:
+        mark.keep()
+        return bool(args.follow)
+
+    with mark, auditexport.Syslog(args.syslog) if args.syslog else nullcontext() as syslog:
+        for row in auditexport.lines(context, position, follow):
             if syslog is not None:
                 syslog.send(row)
             else:
                 print(json.dumps(auditexport.as_json(row), ensure_ascii=False), flush=args.follow)
-            if args.position:
-                auditexport.keep_position(args.position, row.id)
+            mark.reached(row.id)
     return 0
+
+
+class _Mark:
+    """How far it came, in a file now and then: after a crash some lines come twice, and none is missing."""
+
+    def __init__(self, path: Path | None, position: int) -> None:
+        self._path = path
+        self._kept = self._position = position
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.keep()
+
+    def reached(self, position: int) -> None:
+        self._position = position
+        if position - self._kept >= EVERY:
+            self.keep()
+
+    def keep(self) -> None:
+        if self._path is not None and self._position != self._kept:
+            auditexport.keep_position(self._path, self._position)
+            self._kept = self._position
