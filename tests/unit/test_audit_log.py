@@ -6,6 +6,7 @@ import json
 import re
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,8 @@ from igelcert.proxy.cli import main
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import Database, now
 from igelcert.proxy.schema import audit
+from tests.support.postgres import Cluster
+from tests.support.stores import Stores
 
 # RFC 5424 6, as far as it allows what we have
 SYSLOG = re.compile(
@@ -31,12 +34,25 @@ def write(context: Context, *actions: str) -> None:
             Database.record(connection, "tests", action, f"wegen {action} ☂")
 
 
-@pytest.mark.parametrize(
-    "statement", ["UPDATE audit SET detail = 'x'", "DELETE FROM audit", "TRUNCATE audit"]
-)
+@pytest.fixture
+def shared(stores: Stores, postgres: Cluster, tmp_path: Path) -> Iterator[Context]:
+    """A proxy's store on PostgreSQL, for what SQLite does not have."""
+    stores.cluster = postgres
+    with stores.fresh("postgresql", tmp_path / "shared") as made:
+        yield made
+
+
+@pytest.mark.parametrize("statement", ["UPDATE audit SET detail = 'x'", "DELETE FROM audit"])
 def test_nothing_is_changed_or_removed(context: Context, statement: str) -> None:
-    if "TRUNCATE" in statement and not context.db.shared:
-        pytest.skip("SQLite has no TRUNCATE")
+    refused(context, statement)
+
+
+@pytest.mark.peers
+def test_postgresql_does_not_empty_it(shared: Context) -> None:
+    refused(shared, "TRUNCATE audit")
+
+
+def refused(context: Context, statement: str) -> None:
     with (
         pytest.raises((StorageError, sa.exc.IntegrityError), match="append-only"),
         context.db.begin() as connection,

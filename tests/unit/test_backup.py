@@ -1,4 +1,4 @@
-"""Backups of a proxy: what is restored is what was saved; what is damaged, foreign or in the way is refused, and leaves nothing."""
+"""Backups of a proxy: what is restored is what was saved; what is damaged or in the way is refused, and leaves nothing."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from igelcert.proxy import backup, devices, profiles, rekeying, schema
 from igelcert.proxy.cli import main
 from igelcert.proxy.context import Context
+from tests.support.chain import command
 from tests.support.stores import Stores
 
 SECRET = "Schlüssel 7"
@@ -59,7 +60,7 @@ def test_what_is_restored_is_what_was_saved(full: Context, tmp_path: Path) -> No
     devices.add(full, "LATER")
     assert restore(saved, data) == 0
     assert data.stat().st_mode & 0o777 == 0o700 and (data / "master.key").stat().st_mode & 0o777 == 0o600
-    assert not [path for path in tmp_path.rglob(".*")], "nothing is left lying about"
+    assert not list(tmp_path.rglob(".*")), "nothing is left lying about"
     again = Context.open(data)
     for name in ("master.key", "trust.pem", "proxy.toml"):
         assert (data / name).read_bytes() == (full.data / name).read_bytes()
@@ -108,9 +109,8 @@ def test_nothing_says_what_becomes_of_the_key(full: Context, tmp_path: Path) -> 
     """Neither in the clear nor left out by default: whoever writes the cron job decides."""
     args = ["backup", str(tmp_path / "saved"), "--data", str(full.data)]
     done = subprocess.run(
-        [shutil.which("ca-proxy") or str(Path(__import__("sys").executable).parent / "ca-proxy"), *args],
-        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+        [command("ca-proxy"), *args], stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+    )
     assert done.returncode == 64 and "--without-key" in done.stderr and not (tmp_path / "saved").exists()
     (tmp_path / "passphrase").write_text("too short\n")
     assert save(full, tmp_path / "saved") == 78 and not (tmp_path / "saved").exists()
