@@ -19,6 +19,8 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from tests.support.zygote import ca_proxy
+
 __all__ = ["Device", "LabCa", "Proxy", "command", "lab_ca", "proxy", "run", "served"]
 
 START_SECONDS = 30
@@ -123,11 +125,19 @@ class Proxy:
         return f"https://localhost:{self.port}"
 
     def cli(self, *args: str | Path, **more: Any) -> str:
-        return ok("ca-proxy", *args, env={"CA_PROXY_DATA": str(self.data)}, **more)
+        done = self._command(*args, **more)
+        assert done.returncode == 0, f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def _command(self, *args: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
+        env = {"CA_PROXY_DATA": str(self.data)}
+        if more:
+            return run("ca-proxy", *args, env=env, **more)
+        return ca_proxy([*map(str, args)], {**os.environ, **env}, 60)
 
     def refused(self, *args: str | Path) -> tuple[int, str]:
         """Exit code and stderr of a command that must fail, in one or two plain lines."""
-        done = run("ca-proxy", *args, env={"CA_PROXY_DATA": str(self.data)})
+        done = self._command(*args)
         assert done.returncode not in {0, 2} and "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stderr
 
@@ -257,9 +267,10 @@ def proxy(data: Path, config: str = "", port: int = 0, names: tuple[str, ...] = 
     """A fresh proxy, or the one that is in `data` already; `config` goes to proxy.toml. `names`: more of its names."""
     password = ""
     if not data.exists():
-        made = json.loads(
-            ok("ca-proxy", "init", "--data", data, "--hostname", "localhost", "127.0.0.1", *names, "--json")
-        )
+        words = ["init", "--data", str(data), "--hostname", "localhost", "127.0.0.1", *names, "--json"]
+        done = ca_proxy(words, dict(os.environ), 60)
+        assert done.returncode == 0, done.stderr
+        made = json.loads(done.stdout)
         password = made["admin_password"]
     if config:
         with (data / "proxy.toml").open("a") as file:
