@@ -46,12 +46,10 @@ def old_store(stores: Stores, engine: str, cluster: Cluster | None, place: Path)
     with db.begin() as connection:
         config.attributes["connection"] = connection
         alembic.upgrade(config, OLD)
-        for statement, row in ROWS.items():
-            each = [
-                tuple(value(number) if callable(value) else value for value in row) for number in range(COUNT)
-            ]
-            marks = ", ".join(["%s" if db.shared else "?"] * len(row))
-            connection.exec_driver_sql(f"INSERT INTO {statement} VALUES ({marks})", each)  # noqa: S608
+        values = {"octets": bytes(700), "moment": MOMENT, "end": 2 * MOMENT}
+        for statement in ROWS:
+            query = sa.text(f"WITH RECURSIVE row(n) AS ({NUMBERS}) {statement}")
+            connection.execute(query, {key: values[key] for key in query._bindparams})
         for key, value in _management_ca(stores, engine).items():
             connection.execute(schema.meta.insert().values(key=key, value=value))
     db.close()
@@ -72,21 +70,19 @@ def _management_ca(stores: Stores, engine: str) -> dict[str, str]:
 
 
 MOMENT = 1_700_000_000
-ROWS: dict[str, tuple[object, ...]] = {
-    "devices (unit_id, directory, hostname, hostname_fixed, ips, state, report, created, registered_at, last_seen)": (
-        lambda n: f"U{n:06d}", lambda n: f"/Site {n % 97}", lambda n: f"tc-{n:06d}", True, "[]", "registered", "{}",
-        MOMENT, MOMENT, MOMENT,
-    ),
-    "management_certificates (sha256, unit_id, serial, not_before, not_after, spki_sha256, certificate)": (
-        lambda n: f"{n:064x}", lambda n: f"U{n:06d}", lambda n: f"{n:x}", MOMENT, MOMENT + 10**9, "", b"\x30" * 500,
-    ),
-    "enrollments (unit_id, friendly_name, operation, csr_sha256, state, config_version, reason, warnings, subject,"
-    " serial, not_before, not_after, certificate, certificate_sha256, created, updated)": (
-        lambda n: f"U{n:06d}", "lan", "simpleenroll", lambda n: f"{n:064x}", "issued", 1, "", "", "CN=x",
-        lambda n: f"{n:x}", MOMENT, MOMENT + 10**9, b"\x30" * 700, lambda n: f"{n:064x}", MOMENT, MOMENT,
-    ),
-    "audit (at, actor, action, detail)": (MOMENT, lambda n: f"U{n:06d}", "issue", "lan"),
-}  # fmt: skip
+NUMBERS = "SELECT 100000 AS n UNION ALL SELECT n + 1 FROM row WHERE n < 199999"  # COUNT of them
+# a statement each; :octets, :moment and :end are bound
+ROWS = (
+    """INSERT INTO devices (unit_id, directory, hostname, hostname_fixed, ips, state, report, created, registered_at)
+    SELECT 'U' || n, '/Site ' || (n % 97), 'tc-' || n, TRUE, '[]', 'registered', '{}', :moment, :moment FROM row""",
+    """INSERT INTO management_certificates (sha256, unit_id, serial, not_before, not_after, spki_sha256, certificate)
+    SELECT 'm' || n, 'U' || n, CAST(n AS TEXT), :moment, :end, '', :octets FROM row""",
+    """INSERT INTO enrollments (unit_id, friendly_name, operation, csr_sha256, state, config_version, reason, warnings,
+    subject, serial, not_before, not_after, certificate, certificate_sha256, created, updated)
+    SELECT 'U' || n, 'lan', 'simpleenroll', 'r' || n, 'issued', 1, '', '', 'CN=x', CAST(n AS TEXT), :moment, :end,
+    :octets, 'c' || n, :moment, :moment FROM row""",
+    "INSERT INTO audit (at, actor, action, detail) SELECT :moment, 'U' || n, 'issue', 'lan' FROM row",
+)
 
 
 def measured(*args: str | Path) -> tuple[int, float, int]:
@@ -125,8 +121,8 @@ def test_a_database_with_100_000_devices(
         with context.db.read() as connection:
             assert connection.execute(sa.select(sa.func.count()).select_from(table)).scalar() == COUNT
     assert context.management_ca.number == 1
-    device = devices.get(context, "U012345")
-    assert device is not None and device.directory == f"/Site {12345 % 97}"
+    device = devices.get(context, "U112345")
+    assert device is not None and device.directory == f"/Site {112345 % 97}"
     devices.add(context, "NEW")
     with pytest.raises(Exception, match="append-only"), context.db.begin() as connection:
         connection.execute(schema.audit.delete())
