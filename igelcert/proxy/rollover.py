@@ -80,15 +80,23 @@ class Standing:
         return self.pem + (_pem(self.cross) if self.cross else "")
 
     @property
+    def root(self) -> x509.Certificate:
+        """Of the CA that issues."""
+        found = next(der for der in self.roots if hashlib.sha256(der).hexdigest() == self.issuer)
+        return x509.load_der_x509_certificate(found)
+
+    @property
+    def ends(self) -> int:
+        """When that CA ends, seconds since 1970."""
+        return int(self.root.not_valid_after_utc.timestamp())
+
+    @property
     def behind(self) -> str:
         """PEM of what the proxy shows with its own certificate: the root, or the way to the one before.
 
         Never both: a client that trusts the old one alone might take the new root for the end of the chain.
         """
-        found = self.cross or next(
-            der for der in self.roots if hashlib.sha256(der).hexdigest() == self.issuer
-        )
-        return _pem(found)
+        return _pem(self.cross) if self.cross else self.root.public_bytes(Encoding.PEM).decode()
 
 
 def standing(context: Context) -> Standing:

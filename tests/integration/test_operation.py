@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import base64
+import datetime
+import hashlib
 import json
 import shutil
 import signal
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,9 +21,14 @@ from typing import Any
 import psycopg
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, PrivateFormat
 
-from igelcert.errors import CheckError
+from igelcert.device.agent import Agent
+from igelcert.device.config import load
+from igelcert.device.log import Log
+from igelcert.errors import CheckError, TransportError
 from igelcert.proxy import devices, profiles, rekeying
 from igelcert.proxy.context import Context
 from igelcert.proxy.secrets import Sealer
@@ -94,7 +103,6 @@ def test_the_master_key_is_changed_while_devices_enroll(ca: SlowCa, tmp_path: Pa
             gate.cli("rekey")
             going.go_on()
         written.join(20)
-        device.sync()
         assert "new settings" not in device.sync(), "tags of settings are those of before"
     assert len((gate.data / "master.key").read_text().splitlines()) == 1
     assert (gate.data / "master.key").stat().st_mode & 0o777 == 0o600
@@ -104,7 +112,7 @@ def test_the_master_key_is_changed_while_devices_enroll(ca: SlowCa, tmp_path: Pa
     assert len(fits) >= 4 and all(fits) and not any(old)
     server = (gate.data / "server.pem").read_bytes()
     with proxy(gate.data, port=gate.port):  # what is to be read at a start opens with the new key
-        device.sync()
+        assert "new settings" not in device.sync()
         assert x509.load_pem_x509_certificate(server) == x509.load_pem_x509_certificate(
             (gate.data / "server.pem").read_bytes()
         )
@@ -121,7 +129,7 @@ def _keep_writing(data: Path, stopped: threading.Event) -> None:
 
 @pytest.mark.slow
 @pytest.mark.peers
-def test_the_master_key_of_two_proxies(postgres: Cluster, ca: SlowCa, tmp_path: Path) -> None:
+def test_master_key_and_management_ca_of_two_proxies(postgres: Cluster, ca: SlowCa, tmp_path: Path) -> None:
     """Nothing is sealed under the new key before all that serve have it; what was forgotten is named."""
     with together(postgres, tmp_path / "two", 2) as (one, two):
         use(one, ca)
@@ -138,6 +146,12 @@ def test_the_master_key_of_two_proxies(postgres: Cluster, ca: SlowCa, tmp_path: 
             one.cli("rekey")
             going.go_on()
             assert "1 old key(s)" in two.cli("rekey", "--drop")
+            going.go_on()
+            one.cli("management-ca", "roll")
+            before = [server_certificate(gate) for gate in (one, two)]
+            two.cli("management-ca", "switch", "--now")
+            for gate, old in zip((one, two), before, strict=True):
+                until(lambda gate=gate, old=old: server_certificate(gate) != old)  # type: ignore[misc]
             going.go_on()
         assert (one.data / "master.key").read_bytes() == (two.data / "master.key").read_bytes()
         assert all(opened(two.data, Sealer.open(two.data / "master.key")))
@@ -229,6 +243,70 @@ def test_the_management_ca_is_changed_while_devices_enroll(ca: SlowCa, tmp_path:
 def _state(gate: Proxy) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(gate.cli("management-ca", "show", "--json"))
     return found
+
+
+def server_certificate(gate: Proxy) -> str:
+    return ssl.get_server_certificate(("localhost", gate.port))
+
+
+@pytest.mark.slow
+def test_the_server_certificate_is_renewed_while_devices_enroll(ca: SlowCa, tmp_path: Path) -> None:
+    """Who waits on an open connection is answered on it; who comes meets the new one, and knows it."""
+    with proxy(tmp_path / "data") as gate:
+        (device,) = office(gate, ca, tmp_path, "a1")
+    short_lived(gate.data, seconds=12)
+    with proxy(gate.data, port=gate.port) as gate:
+        old = server_certificate(gate)
+        tag = gate.ask("GET", "/rmagent/settings", client=device)[1]["etag"]
+        with ThreadPoolExecutor(1) as pool, work([gate], tmp_path) as going:
+            headers = {"If-None-Match": tag, "Prefer": "wait=60"}
+            waits = pool.submit(
+                gate.ask, "GET", "/rmagent/settings", client=device, headers=headers, timeout=60
+            )
+            until(lambda: server_certificate(gate) != old)
+            going.go_on()
+            assert not waits.done()
+            gate.profile("more", {**CERT, "friendly_name": "more"}, directory="/Office")
+            assert waits.result()[0] == 200
+        device.sync()
+
+
+def short_lived(data: Path, seconds: int) -> None:
+    """A server certificate that is due when two thirds of so many seconds are over."""
+    context = Context.open(data)
+    issuer, key = context.management_ca, ec.generate_private_key(ec.SECP256R1())
+    begin = datetime.datetime.now(datetime.UTC)
+    old = x509.load_pem_x509_certificate((data / "server.pem").read_bytes())
+    builder = x509.CertificateBuilder(
+        old.issuer, old.subject, key.public_key(), 4711, begin, begin + datetime.timedelta(seconds=seconds)
+    )
+    for extension in old.extensions:
+        if not isinstance(extension.value, x509.SubjectKeyIdentifier):
+            builder = builder.add_extension(extension.value, extension.critical)
+    made = builder.sign(issuer._key, hashes.SHA256()).public_bytes(Encoding.PEM)
+    secret = BestAvailableEncryption(context.sealer.derive("server key")[0])
+    (data / "server.pem").write_bytes(made + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, secret))
+    context.db.close()
+
+
+@pytest.mark.slow
+def test_cas_that_do_not_know_the_proxy_are_not_taken_over(
+    ca: SlowCa, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A device that trusted what it is told, unseen, would lose the proxy by one wrong answer."""
+    with proxy(tmp_path / "data") as gate:
+        (device,) = office(gate, ca, tmp_path, "a1")
+        agent = Agent(load(str(device.root)), Log("test", screen=False))
+        before = (device.agent / "trust-store/cacerts.pem").read_bytes()
+        other = (ca.dir / "ca.pem").read_bytes()
+        monkeypatch.setattr(agent.identity, "_cacerts", lambda _link: other)
+        wanted = hashlib.sha256(x509.load_pem_x509_certificate(other).public_bytes(Encoding.DER)).hexdigest()
+        with agent.identity.alone(), agent.identity.link() as link:
+            with pytest.raises(TransportError, match="not trusted"):
+                agent.identity.take_trust(link, wanted)
+            assert not agent.identity.take_trust(link, agent.identity.trust)
+        assert (device.agent / "trust-store/cacerts.pem").read_bytes() == before
+        device.sync()
 
 
 def _server_chain(gate: Proxy) -> list[str]:
