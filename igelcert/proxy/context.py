@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from .profiles import Effective
     from .upstream import Upstreams
 
-__all__ = ["ETAG_KEY", "Config", "Context", "is_address"]
+__all__ = ["DRAIN_MAX", "ETAG_KEY", "Config", "Context", "is_address"]
 
 ETAG_KEY = "etag_key"  # in meta
 
 MERGED_KEPT = 64
+DRAIN_MAX = 600
+THREADS = 16  # more of them spend a third of the processor's time taking the interpreter from each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +39,13 @@ class Config:
     listen: str = "0.0.0.0:8443"
     admin_listen: str = "127.0.0.1:8444"
     trusted_frontends: tuple[str, ...] = ()
-    threads: int = 32
+    proxy_protocol: tuple[str, ...] = ()
+    threads: int = THREADS
     upstream_parallel: int = 8
     upstream_timeout: int = 30
     upstream_wait: int = 1
     waiting: int = 10_000
+    drain: int = 5
     database_connections: int = CONNECTIONS
 
 
@@ -51,9 +55,11 @@ _NUMBERS = {
     "upstream_timeout": (1, 600),
     "upstream_wait": (0, 600),
     "waiting": (0, 100_000),
+    "drain": (0, DRAIN_MAX),
     "database_connections": (2, 500),
 }
-_LISTS = ("hostnames", "trusted_frontends")
+_NETWORKS = ("trusted_frontends", "proxy_protocol")
+_LISTS = ("hostnames", *_NETWORKS)
 
 
 def is_address(value: str) -> bool:
@@ -91,7 +97,7 @@ def _config(path: Path) -> Config:
             if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
                 raise SettingsError(f"{path}: {key}", "is not a list of texts")
             value = tuple(value)
-            if key == "trusted_frontends" and not all(map(_is_network, value)):
+            if key in _NETWORKS and not all(map(_is_network, value)):
                 raise SettingsError(f"{path}: {key}", "holds what is neither an address nor a network")
         elif key in {"listen", "admin_listen"}:
             if not isinstance(value, str) or not is_address(value):
@@ -99,6 +105,9 @@ def _config(path: Path) -> Config:
         else:
             raise SettingsError(f"{path}: {key}", "is not a known key")
         values[key] = value
+    if "threads" not in values:
+        # as many as wait for a CA that stalls are left for everything else
+        values["threads"] = max(THREADS, 2 * values.get("upstream_parallel", 0))
     return Config(**values)
 
 

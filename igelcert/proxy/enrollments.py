@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,8 +13,8 @@ from sqlalchemy.exc import IntegrityError
 
 from .. import crypto
 from ..codec import pkcs10
-from ..errors import Error, SettingsError, StorageError
-from . import certificates, figures, paging
+from ..errors import Error, StorageError
+from . import certificates, figures
 from .context import Context
 from .database import Database, moment, now
 from .leases import alive
@@ -28,37 +25,17 @@ __all__ = [
     "Lost",
     "Ticket",
     "Track",
-    "as_json",
-    "by_day",
     "claim",
     "defer",
     "finish",
     "issued",
     "latest",
-    "listing",
     "owner_of",
     "refuse",
-    "search",
-    "sheet",
     "track",
     "under_way",
 ]
 
-STATES = ("issued", "pending", "refused", "failed", "running")
-COLUMNS = (
-    "unit_id",
-    "friendly_name",
-    "operation",
-    "state",
-    "reason",
-    "subject",
-    "serial",
-    "not_before",
-    "not_after",
-    "created",
-    "updated",
-)
-DAY = 86_400
 STALE_MARGIN = 60  # seconds beyond what a request can take, after which it is taken over: its proxy died
 RENEWABLE = (
     3  # at /simplereenroll the same CSR gets a new certificate in the last third of the old one's life
@@ -77,9 +54,10 @@ _ROW = (
     .with_for_update(of=enrollments)
 )
 _STATE = sa.select(enrollments.c.state).where(_ITS)
-_INSERT = enrollments.insert().values(updated=moment())
 _UPDATE = enrollments.update().where(_ITS).values(updated=moment())
-_DEFER_INSERT = _INSERT.values(retry_at=moment() + sa.bindparam("seconds", type_=sa.BigInteger))
+_DEFER_INSERT = enrollments.insert().values(
+    updated=moment(), retry_at=moment() + sa.bindparam("seconds", type_=sa.BigInteger)
+)
 _DEFER = _UPDATE.values(retry_at=moment() + sa.bindparam("seconds", type_=sa.BigInteger))
 # of a request that nobody has taken over
 _OURS = sa.and_(enrollments.c.state == "running", enrollments.c.claim == sa.bindparam("token"))
@@ -90,6 +68,10 @@ _GIVEN_OUT = (
     sa.select(enrollments.c.claim, enrollments.c.state)
     .where(enrollments.c.certificate_sha256 == sa.bindparam("digest"))
     .limit(1)
+)
+_others = enrollments.alias()
+_ISSUE = _FINISH.where(
+    ~sa.exists().where(_others.c.certificate_sha256 == sa.bindparam("given_out")).correlate(enrollments)
 )
 _OWNER = (
     sa.select(enrollments.c.unit_id)
@@ -171,27 +153,27 @@ def claim(context: Context, ask: Ask, version: int) -> Ticket | Any:
         "holder": context.leases.holder,
         "claim": token,
     }
-    stale = _stale(context)
     ticket = Ticket(context, ask, "", token)
-    while True:
-        try:
+    try:
+        while True:
+            # nearly every request comes for the first time: one statement, and one round trip
+            with context.db.single() as connection:
+                if Database.add(connection, enrollments, {**ask.identity, **fresh, "updated": moment()}):
+                    return ticket
             with context.db.begin(alone=False) as connection:
                 row = connection.execute(_ROW, ask.key).one_or_none()
-                if row is not None and _stands(row, ask.operation, version, stale):
-                    return row
                 if row is None:
-                    connection.execute(_INSERT, {**ask.identity, **fresh})
-                    return ticket
+                    continue  # it went meanwhile
+                if _stands(row, ask.operation, version, _stale(context)):
+                    return row
                 # an answer that is still to come is asked for where it was
                 ticket.value = row.upstream_state if _open(row, version) else ""
                 connection.execute(_UPDATE, {**ask.key, "upstream_state": ticket.value, **fresh})
                 return ticket
-        except IntegrityError:
-            continue  # somebody else inserted it meanwhile: look again
-        except StorageError:
-            # it may be claimed all the same: the answer to the commit was lost
-            context.leases.later(lambda: _finish(context, ticket, "failed", "the database was away"))
-            raise
+    except StorageError:
+        # it may be claimed all the same: the answer to the commit was lost
+        context.leases.later(lambda: _finish(context, ticket, "failed", "the database was away"))
+        raise
 
 
 def defer(context: Context, ask: Ask, version: int, reason: str, seconds: int) -> Any | None:
@@ -281,12 +263,13 @@ def issued(context: Context, ticket: Ticket, cert: crypto.Certificate, warnings:
 def _issued(context: Context, ticket: Ticket, cert: crypto.Certificate, values: dict[str, Any]) -> bool:
     ask = ticket.ask
     with context.db.begin(alone=False) as connection:
-        known = connection.execute(_GIVEN_OUT, {"digest": values["certificate_sha256"]}).one_or_none()
-        if known is not None:
+        digest = values["certificate_sha256"]
+        if not connection.execute(_ISSUE, {**ticket.key, **values, "given_out": digest}).rowcount:
+            known = connection.execute(_GIVEN_OUT, {"digest": digest}).one_or_none()
+            if known is None:
+                raise Lost
             # its own, when this is tried again after a commit whose answer was lost
             return bool(known.claim == ticket.token and known.state == "issued")
-        if not connection.execute(_FINISH, {**ticket.key, **values}).rowcount:
-            raise Lost
         certificates.note(connection, ask.unit_id, ask.friendly_name, cert)
         what = f"{ask.friendly_name}: certificate {cert.serial_hex} for {cert.subject_text}"
         Database.record(connection, ask.unit_id, "issue", what)
@@ -426,78 +409,3 @@ def owner_of(context: Context, certificate: bytes) -> str | None:
     """The unit ID of the device, still known, that got this certificate."""
     with context.db.read() as connection:
         return connection.execute(_OWNER, {"digest": hashlib.sha256(certificate).hexdigest()}).scalar()
-
-
-def listing(context: Context, *, unit_id: str = "", limit: int = 1000) -> list[Any]:
-    """The newest first; limit 0: all of them."""
-    return list(search(context, unit_id=unit_id, limit=limit).items)
-
-
-def search(
-    context: Context,
-    *,
-    text: str = "",
-    unit_id: str = "",
-    state: str = "",
-    since: int = 0,
-    until: int = 0,
-    limit: int = 100,
-    offset: int = 0,
-) -> paging.Page[Any]:
-    """Rows, the newest first. text: in unit ID, friendly name, subject, serial number or reason.
-
-    state: as recorded, "" for all. since, until: of the last change, seconds since 1970, 0 for no bound.
-    """
-    query = sa.select(*(enrollments.c[name] for name in COLUMNS), enrollments.c.warnings)
-    if unit_id:
-        query = query.where(enrollments.c.unit_id == unit_id)
-    if state:
-        if state not in STATES:
-            raise SettingsError("state", f"{state[:40]!r} is no state", hint="one of: " + " ".join(STATES))
-        query = query.where(enrollments.c.state == state)
-    if since:
-        query = query.where(enrollments.c.updated >= since)
-    if until:
-        query = query.where(enrollments.c.updated < until)
-    if text:  # last: it is the dearest
-        fields = ("unit_id", "friendly_name", "subject", "serial", "reason")
-        query = query.where(paging.contains(text, *(enrollments.c[name] for name in fields)))
-    order = (enrollments.c.updated.desc(), enrollments.c.id.desc())
-    with context.db.read() as connection:
-        return paging.page(connection, query, order, limit, offset)
-
-
-def as_json(row: Any) -> dict[str, Any]:
-    return {**{key: getattr(row, key) for key in COLUMNS}, "warnings": row.warnings.splitlines()}
-
-
-def sheet(rows: Iterable[Any]) -> Iterator[str]:
-    """CSV of such rows, line by line. A cell that a spreadsheet would run as a formula gets an apostrophe."""
-    line = io.StringIO()
-    writer = csv.writer(line, lineterminator="\n")
-    for cells in chain([(*COLUMNS, "warnings")], rows):
-        writer.writerow(_cell(cell) for cell in cells)
-        yield line.getvalue()
-        line.seek(0)
-        line.truncate()
-
-
-def _cell(value: object) -> object:
-    text = "" if value is None else str(value).replace("\n", "; ")
-    return f"'{text}" if text[:1] in {"=", "+", "-", "@", "\t", "\r"} else text
-
-
-def by_day(context: Context, days: int) -> list[tuple[int, dict[str, int]]]:
-    """(begin of the day in UTC, state -> how many requests ended so) up to today."""
-    first = (now() // DAY - days + 1) * DAY
-    day = (enrollments.c.updated - first) // DAY
-    query = (
-        sa.select(day, enrollments.c.state, sa.func.count())
-        .where(enrollments.c.updated >= first)
-        .group_by(day, enrollments.c.state)
-    )
-    found: dict[int, dict[str, int]] = {}
-    with context.db.read() as connection:
-        for index, state, count in connection.execute(query):
-            found.setdefault(int(index), {})[state] = count
-    return [(first + index * DAY, found.get(index, {})) for index in range(days)]

@@ -48,7 +48,7 @@ __all__ = [
     "tokens",
 ]
 
-HEAD = "0007"  # the newest migration
+HEAD = "0006"  # the newest migration
 
 metadata = MetaData()
 # INTEGER PRIMARY KEY counts by itself in SQLite, BIGSERIAL in PostgreSQL

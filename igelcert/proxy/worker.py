@@ -30,6 +30,7 @@ from gunicorn.workers.gthread import TConn
 from .changes import Change, Watch
 from .framing import CUT, Cut, FramingError, expects_continue, request_length
 from .loop import LINGER_TIME, Loop
+from .preface import Preface, PrefaceError
 from .waiting import KEY, REQUEST_MAX, Parked, Place, Room, Visit, retry_soon
 
 __all__ = ["BODY_MAX", "Connection", "Worker"]
@@ -51,6 +52,8 @@ _REASONS = {
     500: "Internal Server Error",
 }
 CUT_SECONDS = 60.0
+BATCH = 16  # of those that waited, answered by a thread one after the other,
+BATCH_SECONDS = 0.1  # or as many as it answers in that time
 TURN_MAX = 4 << 20  # octets that a thread reads of one connection before it looks after others
 
 
@@ -62,12 +65,15 @@ class Connection(TConn):  # type: ignore[misc]
     """A client connection. `deadline` (monotonic seconds) bounds the current wait."""
 
     sock: socket.socket
+    client: Any  # its address, and its port; of who is behind a balancer when that has said so
 
     def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any, *, admin: bool) -> None:
         super().__init__(cfg, sock, client, server)
         self.admin = admin
         self.body_max = ADMIN_BODY_MAX if admin else BODY_MAX
         self.buffer = bytearray()
+        # what a balancer says before the client's handshake begins
+        self.preface = Preface() if not admin and cfg.sends_preface(client[0]) else None
         self.established = admin
         self.continued = False
         self.idle = False
@@ -83,9 +89,12 @@ class Connection(TConn):  # type: ignore[misc]
     def advance(self) -> int:
         """Handshake and reading as far as the octets go. READ or WRITE: wait for that; 0: a request is whole.
 
-        Raises FramingError, _Gone, OSError (ssl.SSLError is one).
+        Raises PrefaceError, FramingError, _Gone, OSError (ssl.SSLError is one).
         """
         try:
+            if self.preface is not None:
+                self.client = self.preface.read(self.sock) or self.client
+                self.preface = None
             if not self.established:
                 self._handshake()
             taken = 0
@@ -122,6 +131,8 @@ class Connection(TConn):  # type: ignore[misc]
     def _handshake(self) -> None:
         if not isinstance(self.sock, ssl.SSLSocket):
             context = gunicorn_sock.ssl_context(self.cfg)
+            # making it may have waited for the database, which is not the client's fault
+            self.deadline = time.monotonic() + self.cfg.user_limits["handshake"]
             self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
             self.sock.setblocking(False)
         assert isinstance(self.sock, ssl.SSLSocket)
@@ -205,9 +216,9 @@ class Connection(TConn):  # type: ignore[misc]
 
 
 class Worker(Loop):
-    """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}; cfg.is_admin(listener's name): plain HTTP
-    there?; cfg.changes_since(position): the changes after it; cfg.hear_changes: see changes.hearing;
-    cfg.note_lag(seconds): a connection waited for a thread."""
+    """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}, and as of Loop; cfg.is_admin(listener's name):
+    plain HTTP there?; cfg.sends_preface(address): does the PROXY protocol come from there?; cfg.changes_since(position):
+    the changes after it; cfg.hear_changes: see changes.hearing; cfg.note_lag(seconds): a connection waited for a thread."""
 
     wsgi: Any
 
@@ -216,7 +227,7 @@ class Worker(Loop):
         self.waiting: set[Connection] = set()
         self.parked: dict[str, Connection] = {}  # by unit ID: one for each device, not counted in nr_conns
         self.awake: deque[Connection] = deque()  # of these, whose turn to be answered comes
-        self.answering = 0  # of these, in a thread
+        self.answering = 0  # threads that are at it
         self.room = Room(self.cfg.user_limits["waiting"])
         self.admin_pool = ThreadPoolExecutor(ADMIN_THREADS, thread_name_prefix="admin")
         self._thread = threading.local()
@@ -243,7 +254,7 @@ class Worker(Loop):
 
     # ---- main thread: accepting, waiting, ending ------------------------------------------------
 
-    def accept(self, listener: Any) -> None:
+    def accept(self, listener: Any) -> bool:
         try:
             client, address = listener.accept()
         except OSError as err:
@@ -253,11 +264,12 @@ class Worker(Loop):
                 time.sleep(0.01)
             elif err.errno not in {errno.EAGAIN, errno.ECONNABORTED, errno.EPROTO}:
                 raise
-            return
+            return False
         self.nr_conns += 1
         server = listener.getsockname()
         admin = self.cfg.is_admin(server)
         self._wait(Connection(self.cfg, client, address, server, admin=admin), READ)
+        return True
 
     def enqueue_req(self, conn: Connection) -> None:
         conn.since = time.monotonic()
@@ -270,11 +282,11 @@ class Worker(Loop):
         work.add_done_callback(lambda done: self.calls.defer(self.finish_request, conn, done))
 
     def finish_request(self, conn: Connection, fs: Future[Any]) -> None:
-        result: Any = GONE if fs.cancelled() or fs.exception() else fs.result()
+        self._finish(conn, GONE if fs.cancelled() or fs.exception() else fs.result())
+
+    def _finish(self, conn: Connection, result: Any) -> None:
+        """What a thread said of a connection."""
         now = time.monotonic()
-        if conn.woken:
-            conn.woken = False
-            self.answering -= 1
         if result == PARK:
             self._park(conn)
         elif result == AGAIN:
@@ -291,7 +303,6 @@ class Worker(Loop):
             self._wait(conn, READ)
         else:
             self._close(conn)
-        self._answer_parked()
 
     def _wait(self, conn: Connection, events: int) -> None:
         try:
@@ -374,12 +385,15 @@ class Worker(Loop):
         self.watch.stop()
         self.admin_pool.shutdown(wait=False)
 
-    def leave(self, deadline: float) -> None:
-        """Shutdown: who has sent nothing of a request does not keep us, and who waits is to wait elsewhere."""
+    def leave(self) -> None:
+        """Shutdown begins: who waits is to wait elsewhere, and /readyz says so."""
         self.room.closed = True
         for conn in list(self.parked.values()):
             self._unpark(conn)
             self._dismiss(conn)
+
+    def hurry(self, deadline: float) -> None:
+        """Who has sent nothing of a request does not keep us."""
         for conn in self.waiting:
             conn.deadline = min(conn.deadline, deadline)
 
@@ -445,26 +459,59 @@ class Worker(Loop):
             self.awake.append(conn)
 
     def _answer_parked(self) -> None:
-        """Hands those that are awake to threads: a quarter of them at most, the others are for who did not wait."""
+        """Hands those that are awake to threads, several to each: it costs a third less than one at a time. A quarter of the
+        threads at most, the others are for who did not wait."""
         while self.awake and self.answering < max(1, self.cfg.threads // 4):
-            conn = self.awake.popleft()
-            if conn.parked:  # not gone meanwhile
-                self._unpark(conn)
-                conn.woken = True
-                self.answering += 1
-                self.enqueue_req(conn)
+            batch: list[Connection] = []
+            while self.awake and len(batch) < BATCH:
+                conn = self.awake.popleft()
+                if conn.parked:  # not gone meanwhile
+                    self._unpark(conn)
+                    batch.append(conn)
+            self._hand_out(batch)
+
+    def _hand_out(self, batch: list[Connection]) -> None:
+        try:
+            work = self.tpool.submit(self._answer_in_turn, batch)
+        except RuntimeError:  # the pool is shutting down
+            for conn in batch:
+                self._close(conn)
+            return
+        self.answering += 1
+        work.add_done_callback(lambda done: self.calls.defer(self._answered, batch, done))
+
+    def _answered(self, batch: list[Connection], done: Future[Any]) -> None:
+        self.answering -= 1
+        failed = done.cancelled() or done.exception()
+        results = [GONE] * len(batch) if failed else done.result()
+        if rest := batch[len(results) :]:
+            self._hand_out(rest)
+        for conn, result in zip(batch, results, strict=False):
+            self._finish(conn, result)
+        self._answer_parked()
 
     # ---- pool threads ---------------------------------------------------------------------------
 
+    def _answer_in_turn(self, batch: list[Connection]) -> list[Any]:
+        """What came of the first of them, of as many as the time sufficed for."""
+        results: list[Any] = []
+        end = time.monotonic() + BATCH_SECONDS
+        while len(results) < len(batch) and (not results or time.monotonic() < end):
+            results.append(self.handle(batch[len(results)]))
+        return results
+
     def handle(self, conn: Connection) -> Any:
         """One step of a connection; never waits for the client but for SEND_TIMEOUT while answering."""
-        if not conn.admin:
+        if not (conn.admin or conn.request):  # who waited was not in a hurry
             self.cfg.note_lag(time.monotonic() - conn.since)
         try:
             wants = 0 if conn.request else conn.advance()
             return wants if wants else self._serve(conn)
         except FramingError as err:
             conn.refuse(err.status, err.sentence)
+        except PrefaceError as err:
+            self.log.warning("a connection from the balancer %s is refused: %s", conn.client[0], err)
+            return GONE
         except _Gone:
             return GONE
         except ssl.SSLError as err:

@@ -299,9 +299,12 @@ def test_cas_that_do_not_know_the_proxy_are_not_taken_over(
         agent = Agent(load(str(device.root)), Log("test", screen=False))
         before = (device.agent / "trust-store/cacerts.pem").read_bytes()
         other = (ca.dir / "ca.pem").read_bytes()
-        monkeypatch.setattr(agent.identity, "_cacerts", lambda _link: other)
+        asked = agent.identity._cacerts
         wanted = hashlib.sha256(x509.load_pem_x509_certificate(other).public_bytes(Encoding.DER)).hexdigest()
         with agent.identity.alone(), agent.identity.link() as link:
+            monkeypatch.setattr(
+                agent.identity, "_cacerts", lambda each: other if each is link else asked(each)
+            )
             with pytest.raises(TransportError, match="not trusted"):
                 agent.identity.take_trust(link, wanted)
             assert not agent.identity.take_trust(link, agent.identity.trust)

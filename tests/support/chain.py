@@ -19,7 +19,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from tests.support.zygote import ca_proxy
+from tests.support.forks import ca_proxy
 
 __all__ = ["Device", "LabCa", "Proxy", "command", "lab_ca", "proxy", "run", "served"]
 
@@ -71,7 +71,7 @@ def served(args: list[str | Path], run_json: Path, log: Path) -> Iterator[dict[s
     finally:
         process.terminate()
         try:
-            process.wait(25)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(5)
@@ -195,14 +195,18 @@ class Proxy:
         client: Device | tuple[Path, Path] | None = None,
         headers: dict[str, str] | None = None,
         timeout: float = 30,
+        source: str = "",
     ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of a request; `client` authenticates it."""
+        """Status, headers and body of a request; `client` authenticates it. source: the address that it comes from."""
         context = ssl.create_default_context(cafile=str(self.data / "trust.pem"))
         if isinstance(client, Device):
             client = (client.agent / "cert.pem", client.agent / "key.pem")
         if client:
             context.load_cert_chain(*client)
-        connection = http.client.HTTPSConnection("localhost", self.port, context=context, timeout=timeout)
+        connection = http.client.HTTPSConnection(
+            "localhost", self.port, context=context, timeout=timeout,
+            source_address=(source, 0) if source else None,
+        )  # fmt: skip
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
@@ -263,7 +267,9 @@ class Device:
 
 
 @contextlib.contextmanager
-def proxy(data: Path, config: str = "", port: int = 0, names: tuple[str, ...] = ()) -> Iterator[Proxy]:
+def proxy(
+    data: Path, config: str = "", port: int = 0, names: tuple[str, ...] = (), drain: int = 0
+) -> Iterator[Proxy]:
     """A fresh proxy, or the one that is in `data` already; `config` goes to proxy.toml. `names`: more of its names."""
     password = ""
     if not data.exists():
@@ -276,6 +282,6 @@ def proxy(data: Path, config: str = "", port: int = 0, names: tuple[str, ...] = 
         with (data / "proxy.toml").open("a") as file:
             file.write(config + "\n")
     args: list[str | Path] = ["ca-proxy", "serve", "--data", data, "--listen", f"127.0.0.1:{port}"]
-    args += ["--admin-listen", "127.0.0.1:0"]
+    args += ["--admin-listen", "127.0.0.1:0", "--drain", str(drain)]
     with served(args, data / "run.json", data.parent / "proxy.log") as state:
         yield Proxy(data, state["device_port"], state["admin_port"], password)

@@ -1,108 +1,72 @@
-"""ca-proxy commands in processes that need not load it: a process that has, forks for each one.
+"""The device's commands in forked children of one process that has loaded them: a run costs its work alone.
 
-Loading takes a command half a second of processor time, and the tests give thousands. What runs is the same code on
-the same files, in a process of its own. `tests/cli` and everything that serves start the installed command itself.
+Started with LD_PRELOAD=cut.so (tests/support/cut.c). A line of JSON in is a job, a line out is how it ended:
+
+    {"argv": ["rmagent", "sync", ...], "out": FILE, "root": DIR, "at": N, "how": 0, "trace": FILE, "ahead": SECONDS}
 """
 
 from __future__ import annotations
 
-import atexit
-import json
+import ctypes
 import os
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
-from pathlib import Path
-from typing import IO, Any
+import traceback
 
-__all__ = ["ca_proxy"]
-
-ROOT = Path(__file__).parents[2]
-_lock = threading.Lock()
-_zygote: list[subprocess.Popen[str]] = []
+ITERATIONS = 1000
 
 
-def ca_proxy(args: list[str], env: dict[str, str], timeout: float) -> subprocess.CompletedProcess[str]:
-    """A command's end, as of subprocess.run with its output captured as text."""
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err, _lock:
-        order = {"args": args, "env": env, "cwd": str(Path.cwd()), "out": out.fileno(), "err": err.fileno()}
-        place = f"/proc/{os.getpid()}/fd"
-        order |= {name: f"{place}/{order[name]}" for name in ("out", "err")}
-        code = _order(order, args, timeout)
-        out.seek(0)
-        err.seek(0)
-        texts = [file.read().decode() for file in (out, err)]
-    return subprocess.CompletedProcess(["ca-proxy", *args], code, *texts)
+def child(job: dict[str, object]) -> int:
+    from igelcert.device import agent, cli, rmagent_cli
+
+    out = os.open(str(job["out"]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    if ahead := int(str(job.get("ahead", 0))):
+        now = agent._now
+        agent._now = lambda: now() + ahead
+    named = job.get("trace")
+    trace = os.open(str(named), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600) if named else -1
+    program, *words = [str(word) for word in job["argv"]]  # type: ignore[attr-defined]
+    main = {"igel-certs": cli.main, "rmagent": rmagent_cli.main}[program]
+    cut = ctypes.CDLL(None).cut_arm
+    cut.argtypes = (ctypes.c_char_p, ctypes.c_long, ctypes.c_int, ctypes.c_int)
+    cut(str(job["root"]).encode(), int(str(job.get("at", 0))), int(str(job.get("how", 0))), trace)
+    return main(words)
 
 
-def _order(order: dict[str, Any], args: list[str], timeout: float) -> int:
-    if not _zygote:
-        command = [sys.executable, "-m", "tests.support.zygote"]
-        made = subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-        )
-        _zygote.append(made)
-        atexit.register(_end)
-    process = _zygote[0]
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(json.dumps(order) + "\n")
-    pid = int(process.stdout.readline())
-    late = threading.Timer(timeout, os.kill, (pid, signal.SIGKILL))
-    late.start()
-    code = int(process.stdout.readline())
-    late.cancel()
-    if code == -signal.SIGKILL:
-        raise subprocess.TimeoutExpired(["ca-proxy", *args], timeout)
-    return code
+def main() -> None:
+    # what commands import when they need it
+    import contextlib  # noqa: F401
+    import fcntl  # noqa: F401
+    import json
+    import shutil  # noqa: F401
+    import ssl  # noqa: F401
 
+    from igelcert import crypto
+    from igelcert.codec import pem  # noqa: F401
+    from igelcert.device import agent, cli, commands, flow, rmagent_cli, straight  # noqa: F401
 
-def _end() -> None:
-    for process in _zygote:
-        assert process.stdin is not None
-        process.stdin.close()
-        process.wait(10)
-
-
-def _serve(orders: IO[str], answers: IO[str]) -> None:
-    """One command after the other: its process ID, then its exit code."""
-    for line in orders:
-        if not (pid := os.fork()):
-            _become(json.loads(line))
-        print(pid, file=answers, flush=True)
+    # most of a run is the derivation of keys from passwords, which is not what is looked at here
+    crypto.Key.write.__defaults__ = (ITERATIONS,)
+    assert crypto.write_pfx.__kwdefaults__ is not None
+    crypto.write_pfx.__kwdefaults__["iterations"] = ITERATIONS
+    for line in sys.stdin:
+        job = json.loads(line)
+        pid = os.fork()
+        if pid == 0:
+            code = 99
+            try:
+                code = child(job)
+            except SystemExit as err:
+                code = int(err.code or 0)
+            except BaseException:
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
         _, status = os.waitpid(pid, 0)
-        print(os.waitstatus_to_exitcode(status), file=answers, flush=True)
-
-
-def _become(order: dict[str, Any]) -> None:
-    """The command, to its end."""
-    from igelcert.proxy.cli import main
-
-    code = 1
-    try:
-        os.chdir(order["cwd"])
-        os.environ.clear()
-        os.environ.update(order["env"])
-        for number, path in ((0, os.devnull), (1, order["out"]), (2, order["err"])):
-            file = os.open(path, os.O_RDWR)
-            os.dup2(file, number)
-            os.close(file)
-        sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w")  # noqa: SIM115
-        sys.argv = ["ca-proxy", *order["args"]]
-        code = main(order["args"])
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            if not stream.closed:
-                stream.flush()
-        os._exit(code)
+        print(json.dumps(os.waitstatus_to_exitcode(status)), flush=True)
 
 
 if __name__ == "__main__":
-    from igelcert.proxy import cli, initialise  # noqa: F401 - what it is here for
-
-    _serve(sys.stdin, sys.stdout)
+    main()

@@ -10,7 +10,7 @@ from igelcert.codec import pkcs10
 from igelcert.crypto import Key
 from igelcert.errors import CheckError, SettingsError, StorageError, TransportError
 from igelcert.model import CsrSpec, Subject
-from igelcert.proxy import cacerts, enrollments
+from igelcert.proxy import cacerts, enrollment_log, enrollments
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import Database
 from igelcert.proxy.initialise import initialise
@@ -41,6 +41,20 @@ def test_configuration(data: Path, tmp_path: Path, line: str, sentence: str) -> 
     (tmp_path / "proxy.toml").write_text((data / "proxy.toml").read_text() + line + "\n")
     with pytest.raises(SettingsError, match=sentence):
         Context(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("lines", "threads"),
+    [
+        ("", 16),
+        ("upstream_parallel = 8", 16),
+        ("upstream_parallel = 20", 40),
+        ("upstream_parallel = 20\nthreads = 3", 3),
+    ],
+)
+def test_threads_that_a_ca_which_stalls_does_not_hold(tmp_path: Path, lines: str, threads: int) -> None:
+    (tmp_path / "proxy.toml").write_text(lines + "\n")
+    assert Context(tmp_path).config.threads == threads
 
 
 def test_secrets_stay_where_they_were_sealed(context: Context, tmp_path: Path) -> None:
@@ -154,7 +168,7 @@ def test_what_an_upstream_keeps_of_a_request_comes_back(context: Context) -> Non
 def test_refusals_do_not_fill_the_disk(context: Context) -> None:
     for number in range(enrollments.KEPT_REFUSALS + 10):
         enrollments.refuse(context, ask(f"no-{number}"), "refused", "no")
-    rows = [row for row in enrollments.listing(context) if row.state == "refused"]
+    rows = enrollment_log.search(context, state="refused", limit=0).items
     assert len(rows) == enrollments.KEPT_REFUSALS
     assert rows[0].subject == f"CN=no-{enrollments.KEPT_REFUSALS + 9}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...errors import SettingsError
 from ...model import KEY_TYPES
-from ..enrollments import STATES as ENROLLMENT_STATES
+from ..enrollment_log import STATES as ENROLLMENT_STATES
 from ..inventory import STATES as DEVICE_STATES
 
 __all__ = ["SCHEMAS", "Schema", "check", "ref"]

@@ -8,7 +8,7 @@ from alembic import op
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-revision = "0007"
+revision = "0006"
 down_revision = "0005"
 
 IDENTITY = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
