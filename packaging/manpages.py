@@ -42,7 +42,7 @@ PAGES = {
         "igelcert.proxy.cli",
         "registration authority between devices and a company's PKI",
         {
-            "DIR/master.key": "encrypts every secret in the database: back it up apart from the database",
+            "DIR/master.key": "encrypts every secret in the database; see backup and rekey",
             "DIR/proxy.db": "the database",
             "DIR/proxy.toml": "configuration; its comments say what each key does",
             "DIR/trust.pem": "the CA certificate that devices trust",

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from .. import crypto
-from ..codec.http import Request
+from ..codec.http import Request, Response
 from ..errors import Error, RemoteProtocolError, SettingsError
 from ..model import DeviceFacts
 from ..settings import CertSettings, Settings, parse_settings
@@ -147,6 +147,7 @@ class Agent:
         etag = self._tag()
         headers = (("If-None-Match", etag),) if etag else ()
         answer = link.send(Request("GET", "/rmagent/settings", headers))
+        self._follow(link, answer)
         if answer.status == 304:
             return
         json_object(answer, "settings")
@@ -164,6 +165,23 @@ class Agent:
         files.replace(self._path("settings.json"), answer.body, 0o600)
         files.replace(self._path("settings.etag"), answer.header("ETag").encode(), 0o600)
         self.log.info(f"new settings with {len(settings.certs)} certificate(s)")
+
+    def _follow(self, link: Link, answer: Response) -> None:
+        """The proxy's own CA may be changed: other CAs are trusted, and the management certificate is one of the CA that
+        issues now. What fails of this is tried again with the next run."""
+        try:
+            trusts = self.identity.take_trust(link, answer.header("Management-Trust"))
+            renewed = self.identity.renew(link, answer.header("Management-Issuer"))
+        except Error as err:
+            self.log.warning(f"the proxy's change of its CA is not followed now: {err}")
+            return
+        if renewed:
+            self.log.info("the management certificate was renewed: the proxy's CA is another")
+            self._hang_up()
+        if trusts:
+            self.log.info("the proxy's CAs are others from now on")
+        if renewed or trusts:
+            self._report()
 
     def _tag(self) -> str:
         """The tag of the stored settings; "" when they must come again: none are there, or they are damaged."""
@@ -206,7 +224,11 @@ class Agent:
 
     def _report(self, certs: list[dict[str, Any]] | None = None) -> None:
         """What the device is now, and where its certificates stand."""
-        body = {**self.identity.facts_json(), **({"certs": certs} if certs is not None else {})}
+        body = {
+            **self.identity.facts_json(),
+            "trust": self.identity.trust,
+            **({"certs": certs} if certs is not None else {}),
+        }
         answer = self._proxy().send(Request("POST", "/rmagent/report", JSON, json.dumps(body).encode()))
         if answer.status not in {200, 204}:
             raise refusal("report", answer)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -13,7 +14,15 @@ from .. import crypto
 from ..codec import pkcs10
 from ..codec.http import Request, Response, plain_line, plain_reason
 from ..codec.pem import decode_pem, encode_pem
-from ..errors import CheckError, Error, RemoteProtocolError, SettingsError, StorageError, TransportError
+from ..errors import (
+    CheckError,
+    CryptoError,
+    Error,
+    RemoteProtocolError,
+    SettingsError,
+    StorageError,
+    TransportError,
+)
 from ..model import CsrSpec, DeviceFacts, Subject
 from ..settings import load_json
 from . import files, keys, straight
@@ -141,14 +150,59 @@ class Identity:
             return None
         return cert.not_after - (cert.not_after - cert.not_before) * RENEW_PERCENT // 100
 
-    def renew(self, link: Link) -> bool:
-        """Renews the management certificate when RENEW_PERCENT of its life are left; True when it did."""
+    def renew(self, link: Link, issuer: str = "") -> bool:
+        """Renews the management certificate when RENEW_PERCENT of its life are left, or when it is not from the CA with
+        that SHA-256, which issues now; True when it did."""
         due = self.renewal_at()
-        if due is None or self._now() < due:
+        if due is None or (self._now() < due and self._is_from(issuer)):
             return False
         body = {**self.facts_json(), "csr": base64.b64encode(self._csr(fresh=True)).decode()}
         self._keep(_post(link, body, "renewal"), None)
         return True
+
+    def _is_from(self, issuer: str) -> bool:
+        """Is the management certificate from that CA? Yes, too, when we do not know the CA (yet)."""
+        cert = self.certificate()
+        for der in self._anchors():
+            if cert is not None and hashlib.sha256(der).hexdigest() == issuer:
+                try:
+                    crypto.verify_chain(cert.der, [], [der], self._now(), partial=True)
+                except CryptoError:
+                    return False
+        return True
+
+    def _anchors(self) -> list[bytes]:
+        try:
+            return decode_pem(files.read(self.path("trust-store", "cacerts.pem")))
+        except FileNotFoundError:
+            return []
+
+    @property
+    def trust(self) -> str:
+        """SHA-256 over the CAs that the proxy is known by, hexadecimal: by it the proxy knows which we trust."""
+        return hashlib.sha256(b"".join(self._anchors())).hexdigest()
+
+    def take_trust(self, link: Link, wanted: str) -> bool:
+        """Trusts the CAs that the proxy names, and no others, when their SHA-256 (as of `trust`) is another than ours;
+        True when it did. The proxy itself must be known by them first: else the old ones stay, and an Error says so."""
+        if not wanted or wanted == self.trust:
+            return False
+        found = decode_pem(self._cacerts(link))
+        if hashlib.sha256(b"".join(found)).hexdigest() != wanted:
+            return False  # they changed meanwhile: we hear of it again
+        text = "".join(encode_pem(der) for der in found)
+        context = client_context(ca_pem=text)
+        self._load(context)
+        with Link(self.server, context) as other:
+            self._cacerts(other)
+        files.replace(self.path("trust-store", "cacerts.pem"), text.encode(), 0o644)
+        return True
+
+    def _cacerts(self, link: Link) -> bytes:
+        answer = link.send(Request("GET", "/rmagent/cacerts"))
+        if answer.status != 200:
+            raise refusal("question for its CAs", answer)
+        return answer.body
 
     def _csr(self, *, fresh: bool = False) -> bytes:
         """A CSR over the key in key.pem (registration) or over key.new (renewal), which is kept until it is used."""

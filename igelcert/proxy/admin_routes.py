@@ -7,7 +7,7 @@ from flask import Blueprint, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 
 from ..errors import Error, RemoteProtocolError
-from . import cahealth, certificates
+from . import cahealth, certificates, rollover
 from .context import Context
 from .database import now
 from .figures import REGISTRY
@@ -85,6 +85,12 @@ def _figures(context: Context, room: Room | None) -> CollectorRegistry:
         pending.set(connection.execute(undecided).scalar_one())
         for days, count in certificates.by_age(connection, now()).items():
             ages.labels(days).set(count)
+    ends = Gauge(
+        "igelcert_management_ca_not_after_timestamp_seconds",
+        "When the proxy's own CA that issues ends",
+        registry=registry,
+    )
+    ends.set(rollover.standing(context).ends)
     _ca_figures(context, registry)
     return registry
 

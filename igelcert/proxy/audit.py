@@ -32,6 +32,10 @@ ACTIONS = (
     "join",
     "copy",
     "issue",
+    "management-ca",
+    "rekey",
+    "backup",
+    "restore",
 )
 _actor: ContextVar[str] = ContextVar("actor", default=COMMAND_LINE)
 
@@ -52,10 +56,10 @@ def acts(name: str) -> Iterator[None]:
 
 
 def listing(
-    context: Context, *, search: str = "", action: str = "", limit: int = 100, offset: int = 0
+    context: Context, *, search: str = "", action: str = "", limit: int = 100, offset: int = 0, since: int = 0
 ) -> paging.Page[Any]:
     """Rows (id, at, actor, action, detail), the newest first. action: the first words of an action, as in ACTIONS."""
-    query = sa.select(audit)
+    query = sa.select(audit).where(audit.c.at >= since)
     if search:
         query = query.where(paging.contains(search, audit.c.actor, audit.c.action, audit.c.detail))
     if action:

@@ -16,7 +16,7 @@ from .database import Database, now
 from .schema import ca_certificates
 from .upstream import Upstream
 
-__all__ = ["ever_known", "fresh", "known", "remember", "trust_version"]
+__all__ = ["count_trust", "ever_known", "fresh", "known", "remember", "trust_version"]
 
 log = logging.getLogger("igelcert.proxy")
 
@@ -79,14 +79,19 @@ def remember(context: Context, version: int, certs: list[bytes]) -> None:
         connection.execute(ca_certificates.insert(), rows)
         grown = not before >= {row["sha256"] for row in rows}
         if grown:
-            count = int(Database.meta_in(connection, "trust_version", "0")) + 1
-            Database.put_meta(connection, "trust_version", str(count))
+            count_trust(connection)
     if grown:
         context.trust_changes += 1
 
 
+def count_trust(connection: sa.Connection) -> None:
+    """Other CAs are trusted than before, or our certificate is to come from another: all proxies look again."""
+    count = int(Database.meta_in(connection, "trust_version", "0")) + 1
+    Database.put_meta(connection, "trust_version", str(count))
+
+
 def trust_version(context: Context) -> int:
-    """Counts up whenever `ever_known` may have grown."""
+    """Counts up whenever `ever_known` may have grown, or the management CAs changed."""
     return int(context.db.meta("trust_version", "0"))
 
 

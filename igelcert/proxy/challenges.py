@@ -26,7 +26,7 @@ from .schema import ndes_challenges
 from .upstream.config import CaConfig, load
 from .upstream.ndes import fetch_challenge
 
-__all__ = ["RETRY_SECONDS", "check", "hand_out", "in_force", "spend"]
+__all__ = ["RETRY_SECONDS", "check", "hand_out", "in_force", "place", "spend"]
 
 log = logging.getLogger("igelcert.proxy")
 
@@ -121,7 +121,7 @@ def _mine(unit_id: str, name: str) -> sa.ColumnElement[bool]:
     return sa.and_(ndes_challenges.c.unit_id == unit_id, ndes_challenges.c.friendly_name == name)
 
 
-def _place(unit_id: str, name: str) -> str:
+def place(unit_id: str, name: str) -> str:
     return f"ndes_challenges:{unit_id}:{name}"
 
 
@@ -134,7 +134,7 @@ def _current(context: Context, config: CaConfig, unit_id: str, name: str) -> str
         return ""
     if row.fetched <= now() - FRESH:
         return ""
-    return context.sealer.unseal(row.sealed, _place(unit_id, name)).decode()
+    return context.sealer.unseal(row.sealed, place(unit_id, name)).decode()
 
 
 def _fetch(context: Context, config: CaConfig, unit_id: str, name: str) -> str:
@@ -142,16 +142,16 @@ def _fetch(context: Context, config: CaConfig, unit_id: str, name: str) -> str:
     if not _reserve(context, config, unit_id, name):
         log.info("%s: no challenge of NDES is free for %r now", unit_id, name)
         return ""
-    sealed, challenge = b"", ""
+    challenge = ""
     try:
         with context.upstreams.slot():
             challenge = fetch_challenge(config, context.config.upstream_timeout)
-        sealed = context.sealer.seal(challenge.encode(), _place(unit_id, name))
     except (TransportError, RemoteProtocolError) as err:
         log.warning("%s: no challenge for %r: %s%s", unit_id, name, err, f" ({err.hint})" if err.hint else "")
     finally:
         with context.db.begin() as connection:
-            if sealed:
+            if challenge:
+                sealed = context.sealer.seal(connection, challenge.encode(), place(unit_id, name))
                 connection.execute(
                     ndes_challenges.update().where(_mine(unit_id, name)).values(sealed=sealed, fetched=now())
                 )

@@ -1,4 +1,4 @@
-"""ca-proxy directory, user, token and audit."""
+"""ca-proxy directory, user and token."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from . import audit, inventory
+from . import cli_audit, inventory
 from .admin import accounts
 from .clitools import Output, when
 from .context import Context
@@ -18,12 +18,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     _directory_commands(commands, common)
     _user_commands(commands, common)
     _token_commands(commands, common)
-    text = "who changed what, the newest first"
-    made = commands.add_parser("audit", help=text, description=text, parents=[common])
-    made.add_argument("--search", default="", metavar="TEXT", help="in actor, action or detail")
-    made.add_argument("--limit", type=int, default=100, metavar="N", help="at most N (default 100; 0: all)")
-    made.add_argument("--json", action="store_true", help="print JSON")
-    made.set_defaults(function=_audit, opens=True)
+    cli_audit.add_command(commands, common)
 
 
 def _group(commands: Any, name: str, text: str) -> Any:
@@ -186,21 +181,4 @@ def _token_add(args: argparse.Namespace, output: Output, context: Context) -> in
 def _token_remove(args: argparse.Namespace, output: Output, context: Context) -> int:
     accounts.remove_token(context, args.name)
     output.line(f"token {args.name} was removed")
-    return 0
-
-
-# ---- audit --------------------------------------------------------------------------------------
-
-
-def _audit(args: argparse.Namespace, output: Output, context: Context) -> int:
-    found = audit.listing(context, search=args.search, limit=max(0, args.limit)).items
-    if args.json:
-        output.json(
-            [{key: getattr(row, key) for key in ("at", "actor", "action", "detail")} for row in found]
-        )
-        return 0
-    output.table(
-        ("WHEN (UTC)", "WHO", "WHAT", "DETAIL"),
-        [[when(row.at), row.actor, row.action, row.detail] for row in found],
-    )
     return 0

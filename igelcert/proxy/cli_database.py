@@ -85,7 +85,7 @@ def show(args: argparse.Namespace, output: Output, done: Initialised) -> None:
             found["admin_password"] = done.admin_password
         output.json(found)
         return
-    output.line(f"Data directory       {data}  (back up master.key apart from the database)")
+    output.line(f"Data directory       {data}  (back it up: ca-proxy backup)")
     output.line(f"Devices trust        {done.trust}")
     output.line(f"its SHA-256          {done.fingerprint}")
     if done.admin_password:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import ipaddress
 import tomllib
 from collections.abc import Callable
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
     from .profiles import Effective
     from .upstream import Upstreams
 
-__all__ = ["DRAIN_MAX", "Config", "Context", "is_address"]
+__all__ = ["DRAIN_MAX", "ETAG_KEY", "Config", "Context", "is_address"]
+
+ETAG_KEY = "etag_key"  # in meta
 
 MERGED_KEPT = 64
 DRAIN_MAX = 600
@@ -114,6 +117,7 @@ class Context:
     def __init__(self, data: Path) -> None:
         self.data = data
         self.health_noted = (0, False, 0)  # cahealth.note: version, up, when
+        self.kept_management_ca: ManagementCa | None = None  # rollover.issuing
         self.kept_cas: tuple[int, list[bytes], int] = (0, [], 0)  # cacerts.fresh: version, certificates, when
         self.trust_changes = 0  # counted by this process: its own TLS front need not wait to look
         self.config = _config(data / "proxy.toml")
@@ -141,12 +145,22 @@ class Context:
 
         return Leases(self)
 
-    @cached_property
+    @property
     def management_ca(self) -> ManagementCa:
-        from .managementca import ManagementCa
+        """The one that issues certificates now."""
+        from . import rollover
 
         with self.db.read() as connection:
-            return ManagementCa(connection, self.sealer)
+            return rollover.issuing(self, connection)
+
+    @cached_property
+    def etag_key(self) -> bytes:
+        """Keys the tags of settings; a change of the master key leaves it as it is, so that tags stay."""
+        with self.db.read() as connection:
+            sealed = self.db.meta_in(connection, ETAG_KEY)
+        if sealed:
+            return self.sealer.unseal(base64.b64decode(sealed), f"meta/{ETAG_KEY}")
+        return self.sealer.derive("settings etag")[0]
 
     @cached_property
     def merged(self) -> Callable[[tuple[tuple[str, bytes, bool], ...]], Effective]:

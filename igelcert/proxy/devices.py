@@ -19,7 +19,7 @@ from .. import crypto
 from ..codec import pkcs10
 from ..errors import Error, RemoteProtocolError, SettingsError
 from ..model import DeviceFacts, check_dns_name, check_ip, check_text, check_unit_id
-from . import certificates, changes
+from . import certificates, changes, rollover
 from .audit import actor
 from .context import Context
 from .database import now
@@ -275,7 +275,12 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
         connection.execute(
             devices.update()
             .where(devices.c.unit_id == unit_id)
-            .values(state="registered", registered_at=moment, last_seen=moment)
+            .values(
+                state="registered",
+                registered_at=moment,
+                last_seen=moment,
+                management_ca=rollover.issuing(context, connection).number,
+            )
         )
         context.db.record(connection, unit_id, "register", f"management certificate {answer['serial']}")
         # a host name that another device has is no reason to stay unknown: the report says it again
@@ -301,14 +306,23 @@ def renew_identity(context: Context, device: Device, body: Mapping[str, Any]) ->
     return answer
 
 
-def report(context: Context, device: Device, body: Mapping[str, Any]) -> None:
-    """What the device says of itself. A host name that another device has is refused (409)."""
+def report(
+    context: Context, device: Device, body: Mapping[str, Any], certificate: bytes | None = None
+) -> None:
+    """What the device says of itself. A host name that another device has is refused (409). certificate: its management
+    certificate, by which it came."""
     certs = body.get("certs")
     # who says nothing new of its name need not wait for others
     renamed = body.get("hostname") not in {None, "", device.hostname}
     with context.db.begin(alone=renamed) as connection:
         _note_facts(connection, device.unit_id, body)
         values: dict[str, Any] = {"last_seen": now()}
+        if body.get("trust"):
+            values["trust"] = _text(body, "trust", 64)
+        if certificate is not None:
+            mine = management_certificates.c
+            found = sa.select(mine.ca).where(mine.sha256 == hashlib.sha256(certificate).hexdigest())
+            values["management_ca"] = sa.func.coalesce(found.scalar_subquery(), devices.c.management_ca)
         if certs is not None:
             said = _report(certs)
             values["report"] = json.dumps({"certs": said})
@@ -459,7 +473,7 @@ def _not_counted(text: str) -> Error:
 
 
 def _issue(context: Context, connection: sa.Connection, unit_id: str, spki: bytes) -> dict[str, Any]:
-    ca = context.management_ca
+    ca = rollover.issuing(context, connection)
     cert = crypto.parse_certificate(ca.issue_device(spki, unit_id))
     try:
         connection.execute(
@@ -471,6 +485,7 @@ def _issue(context: Context, connection: sa.Connection, unit_id: str, spki: byte
                 not_after=cert.not_after,
                 spki_sha256=cert.spki_sha256.hex(),
                 certificate=cert.der,
+                ca=ca.number,
             )
         )
     except IntegrityError:
@@ -480,4 +495,9 @@ def _issue(context: Context, connection: sa.Connection, unit_id: str, spki: byte
             management_certificates.c.unit_id == unit_id, management_certificates.c.not_after < now()
         )
     )
-    return {"certificate": cert.pem(), "ca": ca.pem, "not_after": cert.not_after, "serial": cert.serial_hex}
+    return {
+        "certificate": cert.pem(),
+        "ca": rollover.standing(context).with_cross,
+        "not_after": cert.not_after,
+        "serial": cert.serial_hex,
+    }

@@ -22,7 +22,7 @@ from .managementca import ManagementCa, check_server_name
 from .schema import accounts
 from .secrets import Sealer, make_master_key
 
-__all__ = ["HOSTNAMES", "Initialised", "initialise", "join"]
+__all__ = ["HOSTNAMES", "Initialised", "fresh_place", "initialise", "join"]
 
 ADMIN = "admin"
 HOSTNAMES = "hostnames"  # in meta: for proxies that join
@@ -63,7 +63,7 @@ def initialise(
     """
     names = _names(hostnames)
     _check_addresses(listen, admin_listen)
-    with _fresh(data, database) as place:
+    with fresh_place(data, database) as place:
         make_master_key(place.path / "master.key")
         sealer = Sealer.open(place.path / "master.key")
         password = secrets.token_urlsafe(15)
@@ -86,7 +86,7 @@ def initialise(
                 )
             )
             place.db.record(connection, "ca-proxy", "init", "for " + " ".join(names))
-            ca = ManagementCa(connection, sealer)
+            ca = ManagementCa.issuing(connection, sealer)
             _write_files(place.path, ca, names, listen, admin_listen)
             if place.db.shared:
                 place.publish()  # the last that can fail before the commit
@@ -101,10 +101,12 @@ def join(
     """The data directory of one more proxy on a database. hostnames: none for those of the first proxy."""
     _check_addresses(listen, admin_listen)
     sealer = Sealer.open(master_key)
-    with _fresh(data, database) as place:
+    with fresh_place(data, database) as place:
         place.db.check()
         with place.db.begin() as connection:
-            ca = ManagementCa(connection, sealer)  # CheckError when the master key is another database's
+            ca = ManagementCa.issuing(
+                connection, sealer
+            )  # CheckError when the master key is another database's
             found = hostnames or json.loads(place.db.meta_in(connection, HOSTNAMES, "[]"))
             names = _names(found)
             if not names:
@@ -146,7 +148,8 @@ class _Place:
 
 
 @contextmanager
-def _fresh(data: Path, database: str) -> Iterator[_Place]:
+def fresh_place(data: Path, database: str) -> Iterator[_Place]:
+    """A data directory in the making, with its database; one that holds something is never touched. StorageError."""
     try:
         data.parent.mkdir(parents=True, exist_ok=True)
         if data.exists() and (not data.is_dir() or any(data.iterdir())):

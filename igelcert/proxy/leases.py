@@ -67,6 +67,7 @@ class Leases:
 
     def __init__(self, context: Context) -> None:
         self._db = context.db
+        self._sealer = context.sealer
         self._cap = context.config.upstream_parallel
         self._seconds = context.config.upstream_timeout + MARGIN
         self._lock = threading.Lock()
@@ -106,7 +107,13 @@ class Leases:
         connection.execute(postgresql.insert(slots).on_conflict_do_nothing(), rows)
 
     def _sign(self, connection: sa.Connection, name: str) -> None:
-        row = {"id": name, "name": socket.gethostname()[:253], "until": moment() + self._seconds}
+        keys = " ".join(self._sealer.names())  # whoever changes the master key looks who has it
+        row = {
+            "id": name,
+            "name": socket.gethostname()[:253],
+            "until": moment() + self._seconds,
+            "master_keys": keys,
+        }
         self._db.put(connection, proxies, row)
 
     def close(self) -> None:

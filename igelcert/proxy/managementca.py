@@ -5,9 +5,9 @@ It has nothing to do with the company's CA, and its certificates open nothing bu
 
 from __future__ import annotations
 
-import base64
 import datetime
 import ipaddress
+from typing import Any
 
 import sqlalchemy as sa
 from cryptography import x509
@@ -17,16 +17,17 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ..errors import StorageError
 from ..model import check_dns_name
-from .database import Database
+from .schema import management_cas
 from .secrets import Sealer
 
-__all__ = ["DEVICE_DAYS", "ManagementCa", "check_server_name"]
+__all__ = ["DEVICE_DAYS", "PLACE", "ManagementCa", "check_server_name"]
 
 CA_DAYS = 20 * 365
 DEVICE_DAYS = 365
 SERVER_DAYS = 365
 BACKDATE = datetime.timedelta(minutes=5)  # clocks of devices run behind
-_PLACE = "meta/management_ca_key"
+PLACE = "meta/management_ca_key"  # where the first one was; it is bound into what is sealed
+_ISSUING = sa.select(management_cas).where(management_cas.c.state == "issuing")
 _DER = serialization.Encoding.DER
 _PEM = serialization.Encoding.PEM
 
@@ -40,37 +41,50 @@ def check_server_name(name: str) -> str:
 
 
 class ManagementCa:
-    """certificate: the CA's. Safe for threads."""
+    """certificate: the CA's; number: its row. Safe for threads."""
 
-    def __init__(self, connection: sa.Connection, sealer: Sealer) -> None:
-        pem = Database.meta_in(connection, "management_ca_certificate")
-        sealed = Database.meta_in(connection, "management_ca_key")
-        if not pem:
-            raise StorageError("the database holds no management CA", hint="run: ca-proxy init")
-        self.certificate = x509.load_pem_x509_certificate(pem.encode())
-        key = serialization.load_der_private_key(sealer.unseal(base64.b64decode(sealed), _PLACE), None)
+    def __init__(self, row: Any, sealer: Sealer) -> None:
+        """CheckError when the master key is another database's."""
+        self.number = int(row.id)
+        self.certificate = x509.load_der_x509_certificate(row.certificate)
+        key = serialization.load_der_private_key(sealer.unseal(row.sealed, PLACE), None)
         assert isinstance(key, ec.EllipticCurvePrivateKey)
         self._key = key
 
     def __repr__(self) -> str:
-        return "<ManagementCa>"
+        return f"<ManagementCa {self.number}>"
+
+    @classmethod
+    def issuing(cls, connection: sa.Connection, sealer: Sealer) -> ManagementCa:
+        """The one that issues certificates, as the transaction sees it."""
+        row = connection.execute(_ISSUING).one_or_none()
+        if row is None:
+            raise StorageError("the database holds no management CA", hint="run: ca-proxy init")
+        return cls(row, sealer)
 
     @staticmethod
-    def create(connection: sa.Connection, sealer: Sealer) -> None:
-        """A new CA into the database."""
+    def create(connection: sa.Connection, sealer: Sealer, old: ManagementCa | None = None) -> None:
+        """A new CA into the database; the first issues at once. One that follows another has that one's name, as for
+        RFC 4210 4.4, and its key is certified by it as well: who trusts the old one trusts what the new one issues."""
         key = ec.generate_private_key(ec.SECP256R1())
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "igelcert management CA")])
-        now = _now()
-        certificate = (
-            _builder(name, name, key.public_key(), key.public_key(), now, CA_DAYS)
-            .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-            .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
-            .sign(key, hashes.SHA256())
-        )
+        certificate = _ca_builder(name, key, key, CA_DAYS).sign(key, hashes.SHA256())
+        cross = b""
+        if old is not None:
+            days = min(CA_DAYS, (old.certificate.not_valid_after_utc - _now()).days)
+            made = _ca_builder(old.certificate.subject, key, old._key, days).sign(old._key, hashes.SHA256())
+            cross = made.public_bytes(_DER)
         plain = key.private_bytes(_DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-        Database.put_meta(connection, "management_ca_certificate", certificate.public_bytes(_PEM).decode())
-        sealed = base64.b64encode(sealer.seal(plain, _PLACE)).decode()
-        Database.put_meta(connection, "management_ca_key", sealed)
+        connection.execute(
+            management_cas.insert().values(
+                id=old.number + 1 if old else 1,
+                certificate=certificate.public_bytes(_DER),
+                cross=cross,
+                sealed=sealer.seal(connection, plain, PLACE),
+                state="coming" if old else "issuing",
+                created=int(_now().timestamp()),
+            )
+        )
 
     @property
     def pem(self) -> str:
@@ -140,6 +154,17 @@ def _builder(
             x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key),  # type: ignore[arg-type]
             critical=False,
         )
+    )
+
+
+def _ca_builder(
+    name: x509.Name, key: ec.EllipticCurvePrivateKey, signer: ec.EllipticCurvePrivateKey, days: int
+) -> x509.CertificateBuilder:
+    """Of a CA certificate for `key`. Subject and issuer are one: a chain through it is no longer (RFC 5280 4.2.1.9)."""
+    return (
+        _builder(name, name, key.public_key(), signer.public_key(), _now(), days)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
     )
 
 

@@ -38,6 +38,7 @@ __all__ = [
     "listing",
     "merge",
     "must_find",
+    "place",
     "preview",
     "remove",
     "store",
@@ -133,7 +134,7 @@ def store(
                 else f"profile {name!r} was removed by somebody else meanwhile",
                 hint="compare it with what is there now, and save again to put yours in its place",
             )
-        sealed = context.sealer.seal(json.dumps(document).encode(), _place(name))
+        sealed = context.sealer.seal(connection, json.dumps(document).encode(), place(name))
         values = {"sealed": sealed, "updated": now(), "version": version + 1}
         if row is not None:
             connection.execute(profiles.update().where(profiles.c.name == name).values(values))
@@ -441,7 +442,7 @@ def _renewing(context: Context, found: Effective, wanted: dict[str, str]) -> Eff
 
 def tag(context: Context, document: dict[str, Any]) -> str:
     """The ETag of a settings document. Keyed: it is no way to guess at passwords."""
-    mark = hmac.new(context.sealer.derive("settings etag"), json.dumps(document).encode(), hashlib.sha256)
+    mark = hmac.new(context.etag_key, json.dumps(document).encode(), hashlib.sha256)
     return f'"{mark.hexdigest()[:32]}"'
 
 
@@ -481,10 +482,10 @@ def _assigned(context: Context, device: Device) -> list[Any]:
 
 
 def _open(context: Context, name: str, sealed: bytes) -> Any:
-    return json.loads(context.sealer.unseal(sealed, _place(name)))
+    return json.loads(context.sealer.unseal(sealed, place(name)))
 
 
-def _place(name: str) -> str:
+def place(name: str) -> str:
     return f"profiles/{name}"
 
 

@@ -8,7 +8,7 @@ from flask import Blueprint, Response, g, jsonify, request
 
 from ..errors import RemoteProtocolError, SettingsError
 from ..settings import load_json
-from . import challenges, changes, devices, profiles
+from . import challenges, changes, devices, profiles, rollover
 from .context import Context
 from .identity import client_of
 from .upstream.config import standing
@@ -24,8 +24,8 @@ def make(context: Context) -> Blueprint:
 
     @routes.get("/cacerts")
     def cacerts() -> Response:
-        """The management CA, for a device that knows its fingerprint."""
-        return Response(context.management_ca.pem, content_type="application/x-pem-file")
+        """The management CAs that count, for a device that knows the fingerprint of one, or hears of a change."""
+        return Response(rollover.standing(context).pem, content_type="application/x-pem-file")
 
     @routes.post("/register")
     def register() -> Response:
@@ -45,10 +45,12 @@ def make(context: Context) -> Blueprint:
             since = changes.newest(context) if seconds else 0
             found = profiles.effective(context, device)
             challenged = challenges.in_force(context, standing(context)[1])
+            cas = rollover.standing(context)
         g.unit_id = device.unit_id
         found = challenges.hand_out(context, challenged, device, found)
+        etag = cas.tagged(found.etag)
         visit: Visit | None = request.environ.get(KEY)
-        if not _is_known(found.etag):
+        if not _is_known(etag):
             response = jsonify(found.document)
             # ten thousand devices hear of a change at once; that they act on it at once helps none of them
             if visit and visit.seconds and (turn := context.upstreams.gate.news()):
@@ -56,7 +58,7 @@ def make(context: Context) -> Blueprint:
         else:
             response = Response(status=304)
             if seconds:
-                place = Place(device.unit_id, device.directory, found.etag, since)
+                place = Place(device.unit_id, device.directory, etag, since)
                 if found.incomplete:
                     seconds = min(seconds, challenges.RETRY_SECONDS)
                 # without a visit: a server of somebody else, which cannot park
@@ -64,14 +66,17 @@ def make(context: Context) -> Blueprint:
                     response.headers["Retry-After"] = str(later)
         if visit and visit.seconds:
             response.headers["Preference-Applied"] = f"wait={visit.seconds}"
-        response.headers["ETag"] = found.etag
+        response.headers["ETag"] = etag
+        response.headers["Management-Trust"] = cas.trust
+        response.headers["Management-Issuer"] = cas.issuer
         return response
 
     @routes.post("/report")
     def report() -> Response:
-        device = client_of(context, request.environ).device()
+        client = client_of(context, request.environ)
+        device = client.device()
         g.unit_id = device.unit_id
-        devices.report(context, device, _object())
+        devices.report(context, device, _object(), client.certificate)
         return Response(status=204)
 
     return routes

@@ -33,6 +33,7 @@ __all__ = [
     "directories",
     "enrollments",
     "login_failures",
+    "management_cas",
     "management_certificates",
     "meta",
     "metadata",
@@ -47,7 +48,7 @@ __all__ = [
     "tokens",
 ]
 
-HEAD = "0005"  # the newest migration
+HEAD = "0006"  # the newest migration
 
 metadata = MetaData()
 # INTEGER PRIMARY KEY counts by itself in SQLite, BIGSERIAL in PostgreSQL
@@ -70,6 +71,9 @@ devices = Table(
     Column("created", BigInteger, nullable=False),
     Column("registered_at", BigInteger),
     Column("last_seen", BigInteger),
+    # as it reported last: digest of the management CAs that it trusts, and the CA of the certificate that it has
+    Column("trust", String(64), nullable=False, server_default=""),
+    Column("management_ca", Integer, nullable=False, server_default="1"),
     CheckConstraint("state IN ('added', 'registered')", name="device_state"),
 )
 Index("devices_directory", devices.c.directory)
@@ -87,6 +91,19 @@ tokens = Table(
     Column("used_spki_sha256", String(64)),
 )
 
+# of the proxy itself; certificate: DER; cross: its key certified by the CA before it (RFC 4210: new with old), or empty
+management_cas = Table(
+    "management_cas",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("certificate", LargeBinary, nullable=False),
+    Column("cross", LargeBinary, nullable=False),
+    Column("sealed", LargeBinary, nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("created", BigInteger, nullable=False),
+    CheckConstraint("state IN ('coming', 'issuing', 'leaving', 'retired')", name="management_ca_state"),
+)
+
 management_certificates = Table(
     "management_certificates",
     metadata,
@@ -99,6 +116,7 @@ management_certificates = Table(
     Column("not_after", BigInteger, nullable=False),
     Column("spki_sha256", String(64), nullable=False),
     Column("certificate", LargeBinary, nullable=False),
+    Column("ca", Integer, nullable=False, server_default="1"),
 )
 
 profiles = Table(
@@ -196,6 +214,7 @@ proxies = Table(
     Column("id", String(32), primary_key=True),
     Column("name", String(253), nullable=False),
     Column("until", BigInteger, nullable=False),
+    Column("master_keys", Text, nullable=False, server_default=""),  # names of the master keys that it has
 )
 
 # places at the CA, held by one of `proxies`; 0: free
@@ -311,6 +330,7 @@ login_failures = Table(
     Column("address", String(64), nullable=False),
 )
 
+# triggers refuse to change or remove a line
 audit = Table(
     "audit",
     metadata,

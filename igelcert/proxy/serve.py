@@ -146,6 +146,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         os.close(self._lock)  # the main process has it: when that is gone, another may serve
         context = Context.open(self._data)
         self._tls = ServerTls(context)
+        context.leases.holder  # noqa: B018 - from now on other proxies' commands see that this one serves
         self.cfg.hear_changes = changes.hearing(context)
         self.cfg.set("worker_exit", lambda _server, _worker: context.leases.close())
         self.cfg.changes_since = lambda position: changes.since(context, position)

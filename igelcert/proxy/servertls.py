@@ -1,11 +1,12 @@
 """The TLS side towards devices: our certificate, and whose client certificates may appear.
 
 One SSLContext serves all connections: making one for each costs a third of the handshakes a second. It is
-made anew when our certificate is due or a CA became known.
+made anew when our certificate is due, a CA became known, or the management CAs changed (rollover.py).
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import ssl
@@ -19,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from .. import crypto
 from ..errors import CryptoError, Error, SettingsError, StorageError
-from . import cacerts
+from . import cacerts, rollover
 from .context import Context
+from .rollover import Standing
 from .tls import load_pair
 
 __all__ = ["ServerTls"]
@@ -28,6 +30,7 @@ __all__ = ["ServerTls"]
 log = logging.getLogger("igelcert.proxy")
 
 LOOK_SECONDS = 1.0
+_PURPOSE = "server key"
 _PEM = serialization.Encoding.PEM
 _PKCS8 = serialization.PrivateFormat.PKCS8
 
@@ -68,14 +71,14 @@ class ServerTls:
             self._lock.release()
 
     def _make(self, trust: int) -> None:
-        chain, key, password = self._pair()
+        cas = rollover.standing(self._context)
+        chain, plain = self._pair(cas)
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.minimum_version = ssl.TLSVersion.TLSv1_2
         tls.options |= ssl.OP_NO_RENEGOTIATION
         tls.num_tickets = 1  # each holds the client's certificate, and devices use none
         tls.verify_mode = ssl.CERT_OPTIONAL  # registration and /cacerts are anonymous
         tls.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
-        plain = serialization.load_pem_private_key(key, password)
         load_pair(
             tls,
             chain,
@@ -83,7 +86,7 @@ class ServerTls:
                 fd, plain.private_bytes(_PEM, _PKCS8, serialization.BestAvailableEncryption(secret))
             ),
         )
-        tls.load_verify_locations(cadata=self._context.management_ca.pem)
+        tls.load_verify_locations(cadata=cas.pem)
         for der in cacerts.ever_known(self._context):
             try:
                 # one by one: a certificate that OpenSSL refuses does not take the others with it
@@ -92,29 +95,55 @@ class ServerTls:
                 log.warning("a CA certificate is passed over as trust: %s", err)
         self._tls, self._trust = tls, trust
 
-    def _pair(self) -> tuple[str, bytes, bytes]:
-        """Certificate, encrypted key and its password; a new pair when there is none or it is due."""
+    def _pair(self, cas: Standing) -> tuple[str, ec.EllipticCurvePrivateKey]:
+        """Certificate with what stands behind it, and key; a new pair when there is none or it is due."""
+        rollover.keep_trust(self._context.data, cas.pem)
         path = self._context.data / "server.pem"
-        password = self._context.sealer.derive("server key")
         names = self._context.config.hostnames
         if not names:
             raise SettingsError("proxy.toml: hostnames", "is empty: devices would not know this server")
         try:
             text = path.read_bytes()
-            cert = x509.load_pem_x509_certificate(text)
-            start, end = cert.not_valid_before_utc.timestamp(), cert.not_valid_after_utc.timestamp()
-            self._renew_at = end - (end - start) / 3
-            if time.time() < self._renew_at and self._fits(cert, names):
-                return self._with_ca(cert), text, password
+            cert, key, again = self._read(text)
+            if time.time() < self._note_renewal(cert) and self._fits(cert, cas, names):
+                if again:  # the master key was changed
+                    self._keep(path, cert, key)
+                return cert.public_bytes(_PEM).decode() + cas.behind, key
         except FileNotFoundError:
             pass
         except (OSError, ValueError) as err:
             log.warning("%s is not usable and is made anew: %s", path, err)
-        return self._new_pair(path, password, names)
+        return self._new_pair(path, cas, names)
 
-    def _new_pair(self, path: Path, password: bytes, names: tuple[str, ...]) -> tuple[str, bytes, bytes]:
+    def _read(self, text: bytes) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey, bool]:
+        """Certificate, key, and whether it is encrypted under another master key than the first. ValueError."""
+        cert = x509.load_pem_x509_certificate(text)
+        for number, password in enumerate(self._context.sealer.derive(_PURPOSE)):
+            with contextlib.suppress(ValueError):
+                key = serialization.load_pem_private_key(text, password)
+                if isinstance(key, ec.EllipticCurvePrivateKey):
+                    return cert, key, number > 0
+        raise ValueError("its key does not open with the master key")
+
+    def _note_renewal(self, cert: x509.Certificate) -> float:
+        start, end = cert.not_valid_before_utc.timestamp(), cert.not_valid_after_utc.timestamp()
+        self._renew_at = end - (end - start) / 3
+        return self._renew_at
+
+    def _new_pair(
+        self, path: Path, cas: Standing, names: tuple[str, ...]
+    ) -> tuple[str, ec.EllipticCurvePrivateKey]:
         key = ec.generate_private_key(ec.SECP256R1())
-        text = self._context.management_ca.issue_server(key.public_key(), names).encode()
+        pem = self._context.management_ca.issue_server(key.public_key(), names)
+        cert = x509.load_pem_x509_certificate(pem.encode())
+        self._keep(path, cert, key)
+        self._note_renewal(cert)
+        log.info("new server certificate for %s, until %s", " ".join(names), cert.not_valid_after_utc.date())
+        return pem + cas.behind, key
+
+    def _keep(self, path: Path, cert: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
+        password = self._context.sealer.derive(_PURPOSE)[0]
+        text = cert.public_bytes(_PEM)
         text += key.private_bytes(_PEM, _PKCS8, serialization.BestAvailableEncryption(password))
         fresh = path.with_suffix(".new")
         try:
@@ -126,24 +155,15 @@ class ServerTls:
             fresh.replace(path)
         except OSError as err:
             raise StorageError(f"cannot write {path}: {err.strerror}") from None
-        cert = x509.load_pem_x509_certificate(text)
-        start, end = cert.not_valid_before_utc.timestamp(), cert.not_valid_after_utc.timestamp()
-        self._renew_at = end - (end - start) / 3
-        log.info("new server certificate for %s, until %s", " ".join(names), cert.not_valid_after_utc.date())
-        return self._with_ca(cert), text, password
 
-    def _fits(self, cert: x509.Certificate, names: tuple[str, ...]) -> bool:
-        """Is it of this CA, with these names?"""
+    def _fits(self, cert: x509.Certificate, cas: Standing, names: tuple[str, ...]) -> bool:
+        """Is it of the CA that issues now, with these names?"""
         try:
-            cert.verify_directly_issued_by(self._context.management_ca.certificate)
+            cert.verify_directly_issued_by(cas.root)
             san = cert.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except Exception:
             return False
         return [str(name.value) for name in san] == list(names)
-
-    def _with_ca(self, cert: x509.Certificate) -> str:
-        """With the CA behind it: a device that has only its fingerprint finds it there."""
-        return cert.public_bytes(_PEM).decode() + self._context.management_ca.pem
 
 
 def _write(fd: int, data: bytes) -> None:

@@ -80,7 +80,7 @@ def test_alerts_fire_when_they_should(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
     rules = [rule for rule in (FILES / "alerts.yml").read_text().splitlines() if "- alert:" in rule]
     tested = (Path(__file__).parent / "alerts_test.yml").read_text()
-    assert len(rules) == 7 and all(tested.count(rule.partition(": ")[2]) == 2 for rule in rules)
+    assert len(rules) == 8 and all(tested.count(rule.partition(": ")[2]) == 2 for rule in rules)
 
 
 @pytest.mark.slow
@@ -103,7 +103,7 @@ def test_prometheus_reads_it_and_answers_the_dashboard(tmp_path: Path) -> None:
         labels = ask(port, "label/job/values", **{"match[]": "igelcert_ca_configured"})
         assert labels == ["ca-proxy"], "what the variable of the dashboard asks for"
         rules = [rule for group in ask(port, "rules")["groups"] for rule in group["rules"]]
-        assert len(rules) == 7 and all(
+        assert len(rules) == 8 and all(
             rule["health"] == "ok" and rule["state"] == "inactive" for rule in rules
         )
 

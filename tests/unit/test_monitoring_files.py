@@ -34,3 +34,13 @@ def test_every_figure_is_served(name: str, tmp_path: Path) -> None:
     )
     named = set(re.findall(r"igelcert_\w+", text))
     assert len(named) > 6 and named <= known, named - known
+
+
+def test_docs_say_what_to_do_when_an_alert_fires() -> None:
+    """Each rule has its paragraph, with a command or a place to look at; and no paragraph is of a rule that is gone."""
+    alerts = re.findall(r"- alert: (\w+)", (FILES / "alerts.yml").read_text())
+    text = (FILES.parents[1] / "docs/operations.md").read_text()
+    part = text.partition("### When an alert fires\n")[2].partition("\n## ")[0]
+    said = dict(re.findall(r"^\*\*(\w+)\*\*: (.+?)(?=\n\n|\Z)", part, re.MULTILINE | re.DOTALL))
+    assert list(said) == alerts
+    assert all(len(paragraph) > 200 for paragraph in said.values())

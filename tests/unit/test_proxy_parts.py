@@ -57,11 +57,11 @@ def test_threads_that_a_ca_which_stalls_does_not_hold(tmp_path: Path, lines: str
     assert Context(tmp_path).config.threads == threads
 
 
-def test_secrets_stay_where_they_were_sealed(tmp_path: Path) -> None:
-    make_master_key(tmp_path / "key")
-    sealer = Sealer.open(tmp_path / "key")
-    sealed = sealer.seal(b"secret", "profiles/a")
-    assert b"secret" not in sealed and sealer.seal(b"secret", "profiles/a") != sealed
+def test_secrets_stay_where_they_were_sealed(context: Context, tmp_path: Path) -> None:
+    sealer = context.sealer
+    with context.db.begin() as connection:
+        sealed, again = (sealer.seal(connection, b"secret", "profiles/a") for _ in range(2))
+    assert b"secret" not in sealed and again != sealed
     assert sealer.unseal(sealed, "profiles/a") == b"secret"
     for place, octets in (
         ("profiles/b", sealed),
@@ -71,8 +71,11 @@ def test_secrets_stay_where_they_were_sealed(tmp_path: Path) -> None:
         with pytest.raises(CheckError):
             sealer.unseal(octets, place)
     assert "secret" not in repr(sealer)
+    make_master_key(tmp_path / "key")
     with pytest.raises(StorageError):
         make_master_key(tmp_path / "key")
+    with pytest.raises(CheckError, match="does not open"):
+        Sealer.open(tmp_path / "key").unseal(sealed, "profiles/a")
 
 
 def test_the_schema_is_what_the_migrations_make(empty: Database) -> None:

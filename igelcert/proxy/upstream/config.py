@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..context import Context
 
 __all__ = [
+    "PLACE",
     "CaConfig",
     "EstSettings",
     "ScepSettings",
@@ -38,7 +39,7 @@ __all__ = [
     "store",
 ]
 
-_PLACE = "ca_config"
+PLACE = "ca_config"
 _VERSION = sa.select(ca_config.c.version)
 _SETTINGS = sa.select(ca_config.c.settings)
 _STANDING = sa.select(ca_config.c.version, ca_config.c.settings)
@@ -250,7 +251,7 @@ def store(
                 kind=kind,
                 name=name,
                 settings=json.dumps(values),
-                sealed=context.sealer.seal(secret.encode(), _PLACE),
+                sealed=context.sealer.seal(connection, secret.encode(), PLACE),
                 version=version,
                 updated=now(),
             )
@@ -271,7 +272,7 @@ def _moved(connection: sa.Connection, expected: int) -> Any | None:
 def _same(context: Context, row: Any, kind: str, name: str, values: dict[str, Any], secret: str) -> bool:
     if (row.kind, row.name, json.loads(row.settings)) != (kind, name, values):
         return False
-    return context.sealer.unseal(row.sealed, _PLACE) == secret.encode()
+    return context.sealer.unseal(row.sealed, PLACE) == secret.encode()
 
 
 def _conflict() -> ConflictError:
@@ -314,7 +315,7 @@ def load(context: Context) -> CaConfig | None:
     row = show(context)
     if row is None:
         return None
-    secret = json.loads(context.sealer.unseal(row.sealed, _PLACE))
+    secret = json.loads(context.sealer.unseal(row.sealed, PLACE))
     made: type[Settings] = EstSettings if row.kind == "est" else ScepSettings
     settings = made(name=row.name, **json.loads(row.settings))
     return CaConfig(

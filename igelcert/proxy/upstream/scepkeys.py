@@ -26,7 +26,7 @@ from ..schema import scep_keys
 if TYPE_CHECKING:
     from ..context import Context
 
-__all__ = ["TransportKeys"]
+__all__ = ["TransportKeys", "place"]
 
 log = logging.getLogger("igelcert.proxy")
 
@@ -76,7 +76,7 @@ class TransportKeys:
             ).scalar()
         if sealed is None:
             return None
-        secret = json.loads(self._context.sealer.unseal(sealed, _place(name)))
+        secret = json.loads(self._context.sealer.unseal(sealed, place(name)))
         handle = os.memfd_create("scep", os.MFD_CLOEXEC)
         try:
             os.write(handle, base64.b64decode(secret["key"]))
@@ -100,27 +100,32 @@ class TransportKeys:
                 return found[0], found[1]
             key = crypto.Key.generate(KEY_TYPE)
             name = hashlib.sha256(key.spki()).hexdigest()[:32]
-            moment = now()
+            secret, moment = _secret(key), now()
             with self._context.db.begin() as connection:
                 connection.execute(scep_keys.delete().where(scep_keys.c.created < moment - KEPT))
                 connection.execute(
-                    scep_keys.insert().values(name=name, sealed=self._seal(name, key), created=moment)
+                    scep_keys.insert().values(
+                        name=name,
+                        sealed=self._context.sealer.seal(connection, secret, place(name)),
+                        created=moment,
+                    )
                 )
             with self._lock:
                 self._current = (name, key, moment)
             return name, key
 
-    def _seal(self, name: str, key: crypto.Key) -> bytes:
-        password = secrets.token_urlsafe(24)
-        handle = os.memfd_create("scep", os.MFD_CLOEXEC)
-        try:
-            key.write(handle, password.encode(), ITERATIONS)
-            pem = os.pread(handle, 65_536, 0)
-        finally:
-            os.close(handle)
-        secret = {"key": base64.b64encode(pem).decode(), "password": password}
-        return self._context.sealer.seal(json.dumps(secret).encode(), _place(name))
+
+def _secret(key: crypto.Key) -> bytes:
+    """What is sealed of a key."""
+    password = secrets.token_urlsafe(24)
+    handle = os.memfd_create("scep", os.MFD_CLOEXEC)
+    try:
+        key.write(handle, password.encode(), ITERATIONS)
+        pem = os.pread(handle, 65_536, 0)
+    finally:
+        os.close(handle)
+    return json.dumps({"key": base64.b64encode(pem).decode(), "password": password}).encode()
 
 
-def _place(name: str) -> str:
+def place(name: str) -> str:
     return f"scep_keys:{name}"

@@ -1,0 +1,143 @@
+"""The management CA is changed: its states, who is waited for, and what OpenSSL says of the chains."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import subprocess
+from pathlib import Path
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from igelcert.errors import ConflictError
+from igelcert.proxy import devices, rollover
+from igelcert.proxy.context import Context
+from igelcert.proxy.schema import management_cas
+
+KEY = ec.generate_private_key(ec.SECP256R1())
+
+
+def csr(unit: str) -> str:
+    subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, unit)])
+    made = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(KEY, hashes.SHA256())
+    return base64.b64encode(made.public_bytes(Encoding.DER)).decode()
+
+
+def register(context: Context, unit: str) -> bytes:
+    """Its management certificate, DER."""
+    token = devices.add(context, unit).token
+    answer = devices.register(context, {"token": token, "unit_id": unit, "csr": csr(unit)})
+    return x509.load_pem_x509_certificate(answer["certificate"].encode()).public_bytes(Encoding.DER)
+
+
+def renew(context: Context, unit: str) -> bytes:
+    device = devices.get(context, unit)
+    assert device is not None
+    answer = devices.renew_identity(context, device, {"csr": csr(unit)})
+    return x509.load_pem_x509_certificate(answer["certificate"].encode()).public_bytes(Encoding.DER)
+
+
+def report(context: Context, unit: str, certificate: bytes) -> None:
+    """As a device does that follows."""
+    device = devices.get(context, unit)
+    assert device is not None
+    devices.report(context, device, {"trust": rollover.standing(context).trust}, certificate)
+
+
+def states(context: Context) -> list[tuple[str, int]]:
+    return [(ca.state, ca.devices) for ca in rollover.cas(context)]
+
+
+def test_one_step_after_the_other(context: Context) -> None:
+    for wrong in (rollover.switch, rollover.retire):
+        with pytest.raises(ConflictError, match="no"):
+            wrong(context, now_=True)
+    certificates = {unit: register(context, unit) for unit in ("A1", "A2")}
+    devices.add(context, "NEVER")  # has never registered: nobody waits for it
+    assert states(context) == [("issuing", 2)] and rollover.lagging(context).count == 0
+    rollover.roll(context)
+    for wrong in (rollover.roll, rollover.retire):
+        with pytest.raises(ConflictError):
+            wrong(context)
+    assert states(context) == [("issuing", 2), ("coming", 0)]
+    report(context, "A1", certificates["A1"])
+    assert rollover.lagging(context) == rollover.Lagging(1, ("A2",))
+    with pytest.raises(ConflictError, match="A2"):
+        rollover.switch(context)
+    report(context, "A2", certificates["A2"])
+    rollover.switch(context)
+    with pytest.raises(ConflictError):
+        rollover.roll(context)
+    assert states(context) == [("leaving", 2), ("issuing", 0)] and rollover.lagging(context).count == 2
+    fresh = renew(context, "A1")
+    assert rollover.lagging(context).count == 2, "it has not been heard of with the new one"
+    report(context, "A1", fresh)
+    with pytest.raises(ConflictError, match="A2"):
+        rollover.retire(context)
+    with context.db.begin() as connection:  # nobody waits for one that needs a token anyway
+        connection.exec_driver_sql("UPDATE management_certificates SET not_after = 1 WHERE unit_id = 'A2'")
+    rollover.retire(context)
+    assert states(context) == [("retired", 1), ("issuing", 1)]
+    with context.db.read() as connection:
+        gone = connection.execute(management_cas.select().where(management_cas.c.state == "retired")).one()
+    assert gone.sealed == b"", "its key is no more"
+    assert (context.data / "trust.pem").read_text() == rollover.standing(context).pem
+    register(context, "A3")
+    assert states(context) == [("retired", 1), ("issuing", 2)]
+
+
+def test_now_leaves_devices_behind(context: Context) -> None:
+    register(context, "A1")
+    rollover.roll(context)
+    rollover.switch(context, now_=True)
+    rollover.retire(context, now_=True)
+    assert states(context) == [("retired", 1), ("issuing", 0)]
+
+
+def test_tags_change_when_a_device_has_to_do_something(context: Context) -> None:
+    seen = [rollover.standing(context).tagged('"tag"')]
+    for step in (rollover.roll, rollover.switch, rollover.retire):
+        step(context)
+        seen.append(rollover.standing(context).tagged('"tag"'))
+    assert seen[0] == '"tag"' and len(set(seen)) == 4
+
+
+def test_openssl_follows_the_way_from_one_to_the_next(context: Context, tmp_path: Path) -> None:
+    """Through two changes: whoever trusts the CA before knows what the new one issues, as long as that is not retired."""
+    roots = [rollover.standing(context).root]
+    for _ in range(2):
+        rollover.roll(context)
+        rollover.switch(context)
+        standing = rollover.standing(context)
+        roots.append(standing.root)
+        leaf = context.management_ca.issue_server(KEY.public_key(), ("proxy.example",))
+        assert standing.cross and standing.behind != standing.root.public_bytes(Encoding.PEM).decode()
+        assert verified(tmp_path, leaf, roots[-2], standing.behind)
+        assert verified(tmp_path, leaf, roots[-1], standing.behind)
+        assert not verified(tmp_path, leaf, roots[-2], "")
+        rollover.retire(context)
+        assert (
+            hashlib.sha256(b"".join(rollover.standing(context).roots)).hexdigest()
+            == rollover.standing(context).trust
+        )
+        assert verified(tmp_path, leaf, roots[-1], rollover.standing(context).behind)
+        assert not verified(tmp_path, leaf, roots[-2], rollover.standing(context).behind)
+
+
+def verified(place: Path, leaf: str, root: x509.Certificate, behind: str) -> bool:
+    (place / "leaf.pem").write_text(leaf)
+    (place / "root.pem").write_bytes(root.public_bytes(Encoding.PEM))
+    (place / "behind.pem").write_text(behind or leaf)
+    args = ["openssl", "verify", "-x509_strict", "-purpose", "sslserver", "-verify_hostname", "proxy.example"]
+    args += [
+        "-CAfile",
+        str(place / "root.pem"),
+        "-untrusted",
+        str(place / "behind.pem"),
+        str(place / "leaf.pem"),
+    ]
+    return subprocess.run(args, capture_output=True, timeout=30).returncode == 0
