@@ -143,8 +143,8 @@ def _serve(args: argparse.Namespace, _output: Output) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    words = sys.argv[1:] if argv is None else list(argv)
-    args = _parser().parse_args(words)
+    parser = _parser()
+    args = parser.parse_args(argv)
     output = Output()
     try:
         if args.data is None:
@@ -160,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         finally:
             context.db.close()
     except Error as err:
-        print(f"ca-proxy: error: {_as_typed(err, words)}", file=sys.stderr)
+        print(f"ca-proxy: error: {_as_typed(err, _placed(parser, args))}", file=sys.stderr)
         if err.hint:
             print(f"ca-proxy: hint: {err.hint}", file=sys.stderr)
         return _code(err)
@@ -171,13 +171,24 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _as_typed(err: Error, words: Sequence[str]) -> str:
-    """The error's text, which names an option only where one was typed: what a command calls by its place has no dashes."""
-    if not isinstance(err, SettingsError) or not err.path.startswith("--"):
-        return str(err)
-    if any(word.startswith("--") and err.path.startswith(word.partition("=")[0]) for word in words):
-        return str(err)
-    return f"{err.path.removeprefix('--').replace('-', ' ')}: {err.reason}"
+def _placed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> set[str]:
+    """Names of the command's arguments that are given by their place."""
+    found: set[str] = set()
+    while True:
+        commands = next(
+            (each for each in parser._actions if isinstance(each, argparse._SubParsersAction)), None
+        )
+        found |= {each.dest for each in parser._actions if not each.option_strings and each is not commands}
+        if commands is None:
+            return found
+        parser = commands.choices[getattr(args, commands.dest)]
+
+
+def _as_typed(err: Error, placed: set[str]) -> str:
+    """The error's text; the functions below name options, and some of these are given by their place here."""
+    if isinstance(err, SettingsError) and err.path.removeprefix("--").replace("-", "_") in placed:
+        return f"{err.path.removeprefix('--')}: {err.reason}"
+    return str(err)
 
 
 def _code(err: Error) -> int:

@@ -103,7 +103,9 @@ def test_the_master_key_is_changed_while_devices_enroll(ca: SlowCa, tmp_path: Pa
             gate.cli("rekey")
             going.go_on()
         written.join(20)
-        time.sleep(1.1)  # a proxy looks once a second whether its own certificate's file is to be written anew
+        time.sleep(
+            1.1
+        )  # a proxy looks once a second whether its own certificate's file is to be written anew
         assert "new settings" not in device.sync(), "tags of settings are those of before"
     assert len((gate.data / "master.key").read_text().splitlines()) == 1
     assert (gate.data / "master.key").stat().st_mode & 0o777 == 0o600
