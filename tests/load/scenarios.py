@@ -10,7 +10,7 @@ import statistics
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import AbstractContextManager, ExitStack, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from .ca import Seen
 from .crew import Result, percentile
 from .stage import Stage, nginx, over_est, over_scep
 
-__all__ = ["FULL", "QUICK", "SCENARIOS", "Row", "Size", "as_json", "spread", "table"]
+__all__ = ["FULL", "QUICK", "SCENARIOS", "Row", "Size", "as_json", "grown", "spread", "table"]
 
 CAP = 8  # requests that the CA of the storm takes at once
 HALF_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
@@ -378,12 +378,19 @@ def stalled(place: Path, size: Size) -> list[Row]:
 
 def curve(place: Path, size: Size) -> list[Row]:
     """The same enrollments with so many devices on record, in turn."""
+    return grown(size, lambda full, devices: over_est(_made(place / f"curve-{full}"), devices))
+
+
+def grown(
+    size: Size, opened: Callable[[int, int], AbstractContextManager[Stage]], where: str = ""
+) -> list[Row]:
+    """opened(full, devices): a stage with so many devices that play; `full` are on record in the end. where: for the names."""
     runs = {full: _Runs() for full in size.full}
     devices, rounds = 8, max(1, size.each // 8)
     with ExitStack() as stack:
         stages = {}
         for full in size.full:
-            stages[full] = stack.enter_context(over_est(_made(place / f"curve-{full}"), devices))
+            stages[full] = stack.enter_context(opened(full, devices))
             fleet.fill(stages[full].gate.data, full - devices)
         for number in range(size.rounds + 1):
             for full, stage in stages.items():
@@ -395,7 +402,7 @@ def curve(place: Path, size: Size) -> list[Row]:
     peer = f"{size.full[0]} devices"
     found = []
     for full in size.full[1:]:
-        mine, name = runs[full], f"{full} devices on record"
+        mine, name = runs[full], f"{full} devices on record{where}"
         found.append(
             Row(name, "processor time of the proxy, ms", statistics.median(mine.cpu), spread(mine.cpu), peer,
                 statistics.median(base.cpu), 1.3, of_ratio=True)

@@ -6,19 +6,19 @@ import contextlib
 import statistics
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from igelcert.proxy.context import Context
 from igelcert.proxy.initialise import initialise, join
 from tests.support.chain import Proxy
 from tests.support.keep import Keep
-from tests.support.postgres import cluster
+from tests.support.postgres import Cluster, cluster
 
 from . import fleet
 from .ca import SlowCa, slow_ca
 from .crew import Result, processes
-from .scenarios import Row, Size, percentile, spread
+from .scenarios import Row, Size, grown, percentile, spread
 from .stage import Stage, over_est
 
 __all__ = ["shared"]
@@ -26,7 +26,14 @@ __all__ = ["shared"]
 ANY = "127.0.0.1:0"
 PROXIES = 3
 PARALLEL = 6
-DURABLE = "fsync = on\nfull_page_writes = on\nsynchronous_commit = on\nshared_buffers = 64MB\n"
+DURABLE = """
+fsync = on
+full_page_writes = on
+synchronous_commit = on
+shared_buffers = 64MB
+autovacuum = on
+autovacuum_naptime = 5s
+"""
 
 
 def shared(place: Path, size: Size) -> list[Row]:
@@ -38,7 +45,8 @@ def shared(place: Path, size: Size) -> list[Row]:
         (place / "one").mkdir(parents=True)
         alone = stack.enter_context(over_est(place / "one", devices))
         assert alone.ca is not None
-        town = stack.enter_context(_three(place / "three", devices))
+        postgres = stack.enter_context(cluster(DURABLE))
+        town = stack.enter_context(_together(postgres, place / "three", PROXIES, devices))
         for number in range(size.rounds + 1):
             for stage, times in ((alone, one), (town, three)):
                 for parallel in (1, PARALLEL):
@@ -59,7 +67,17 @@ def shared(place: Path, size: Size) -> list[Row]:
         )  # fmt: skip
     rows.append(Row(name, "processor time of the proxies, ms", statistics.median(three.cpu), spread(three.cpu), peer,
                     statistics.median(one.cpu)))  # fmt: skip
-    return rows
+    return rows + _curve(place / "curve", size)
+
+
+def _curve(place: Path, size: Size) -> list[Row]:
+    """So many devices on record in PostgreSQL."""
+    with cluster(DURABLE) as postgres:
+
+        def opened(full: int, devices: int) -> contextlib.AbstractContextManager[Stage]:
+            return _together(postgres, place / str(full), 1, devices)
+
+        return grown(replace(size, full=(size.full[0], size.full[-1])), opened, " in PostgreSQL")
 
 
 class _Times:
@@ -90,14 +108,13 @@ class _Town(Stage):
 
 
 @contextlib.contextmanager
-def _three(place: Path, devices: int) -> Iterator[Stage]:
-    """With a CA of their own."""
+def _together(postgres: Cluster, place: Path, proxies: int, devices: int) -> Iterator[Stage]:
+    """So many proxies on a database of their own, with a CA of their own."""
     with ExitStack() as stack:
-        postgres = stack.enter_context(cluster(DURABLE))
         ca = stack.enter_context(slow_ca(place / "ca"))
         url = postgres.url(postgres.create())
         keeps = []
-        for number in range(PROXIES):
+        for number in range(proxies):
             data = place / str(number) / "data"
             data.parent.mkdir(parents=True)
             if keeps:
@@ -117,10 +134,6 @@ def _stage(place: Path, keeps: list[Keep], ca: SlowCa, devices: int) -> _Town:
     made = fleet.make(gate.data, place / "fleet", devices)
     for keep in keeps:
         keep.await_ready()
-    context = Context.open(gate.data)
-    with context.db.begin() as connection:
-        connection.exec_driver_sql("ANALYZE")
-    context.db.close()
     pids = [pid for keep in keeps if keep.process for pid in processes(keep.process.pid)]
     town = _Town(gate, ca, made, pids)
     town.ports = [keep.port for keep in keeps]
