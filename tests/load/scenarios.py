@@ -384,7 +384,7 @@ def curve(place: Path, size: Size) -> list[Row]:
 def grown(
     size: Size, opened: Callable[[int, int], AbstractContextManager[Stage]], where: str = ""
 ) -> list[Row]:
-    """opened(full, devices): a stage with so many devices that play; `full` are on record in the end. where: for the names."""
+    """opened(full, devices): a stage with so many devices that play, `full` on record in the end. where: for the names."""
     runs = {full: _Runs() for full in size.full}
     devices, rounds = 8, max(1, size.each // 8)
     with ExitStack() as stack:
