@@ -124,7 +124,8 @@ def test_two_administrators_edit_one_profile(tour: Walk) -> None:
     gate.profile("Both", {"friendly_name": "lan", "subject": {"org": "Theirs"}})
     save(page)
     page.get_by_text("was changed by somebody else meanwhile").wait_for()
-    assert "organization Theirs" in page.locator("#profile-form div.alert").text_content()
+    shown = page.get_by_role("table", name="Differences").get_by_role("row").nth(1)
+    assert shown.text_content() == "lan: subject.orgTheirsMine"
     assert page.get_by_label("Organization (O)").input_value() == "Mine"
     assert page.get_by_label("Key password").input_value() == "geheim-3"
     tour.shoot("profile-conflict")
