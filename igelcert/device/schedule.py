@@ -7,27 +7,33 @@ from __future__ import annotations
 
 import zlib
 
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from ..settings import EnrollmentSettings
+from ..renewal import DAY, last_moment, renew_at
 
 __all__ = [
     "BUILD_TIME",
     "DAY",
+    "Window",
     "address_due",
     "cas_due",
     "clock_is_sane",
     "hook_retry",
     "paced_renewal",
     "place_of",
+    "planned",
     "renew_at",
     "retry_at",
+    "window_counts",
 ]
 
-DAY = 86_400
 # No clock of a device is right before this program was made.
 BUILD_TIME = 1_795_000_000  # 2026-11-18
 CLOCK_SLACK = 3_600
+
+Window = tuple[int, int]  # its begin and its end
+WINDOW_LEAST = (
+    600  # seconds from an enrollment to the next one that a window may cause; less for a short life
+)
+ASKED_LEAST = 60  # the same, where an administrator asked for that very certificate
 
 SOONEST = 60  # seconds to the first new try; less for certificates that live for minutes
 LATEST = 12 * 3_600  # between tries while there is time
@@ -48,24 +54,53 @@ def place_of(seed: str) -> float:
     return zlib.crc32(seed.encode()) / (1 << 32)
 
 
-def renew_at(not_before: int, not_after: int, enrollment: EnrollmentSettings) -> int | None:
-    """The instant from which renewal is due; None when it is not automatic.
-
-    Percent means the remaining validity. Where the days asked for are half of the certificate's whole
-    life or more, half of its life counts: else a fresh certificate would be due at once, for ever.
-    """
-    if not enrollment.auto_renewal:
-        return None
-    life = max(0, not_after - not_before)
-    if enrollment.renewal_period_units == "percent":
-        return not_after - life * enrollment.renewal_period // 100
-    return not_after - min(enrollment.renewal_period_days * DAY, life // 2)
-
-
 def paced_renewal(due: int, not_after: int, chance: float) -> int:
     """When the resident agent renews what is due at `due`: in the first tenth of the time that is left then,
     so that certificates of one hour are not renewed in one second."""
     return due + int(max(0, not_after - due) * chance / 10)
+
+
+def window_counts(window: Window, due: int, not_before: int, not_after: int) -> bool:
+    """Does a window of the proxy come before our own rule, which has the certificate due at `due`?
+
+    Not one that is reversed, or was over before the certificate began, or lasts into the time near the expiry.
+    """
+    begin, end = window
+    return begin <= end and not_before < end <= last_moment(due, not_after)
+
+
+def planned(
+    due: int | None,
+    enrolled_at: int,
+    dates: tuple[int, int],
+    chance: float,
+    window: Window | None = None,
+    asked: Window | None = None,
+) -> int | None:
+    """When the live certificate is renewed; None when never.
+
+    due: by our own rule, None when that is not automatic. dates: not_before, not_after. window: the proxy's, in place of
+    our own rule while it counts. asked: an administrator's, for this very certificate; the earlier one is taken.
+    A window that is over means now, and never sooner after an enrollment than a least time: no proxy makes
+    us renew again and again.
+    """
+    not_before, not_after = dates
+    life = max(0, not_after - not_before)
+    moments = []
+    if due is not None:
+        moment = paced_renewal(due, not_after, chance)
+        if window is not None and window_counts(window, due, not_before, not_after):
+            soonest = enrolled_at + min(WINDOW_LEAST, max(1, life // 100))
+            moment = min(_within(window, soonest, chance), last_moment(due, not_after))
+        moments.append(moment)
+    if asked is not None and asked[0] <= asked[1]:
+        moments.append(_within(asked, enrolled_at + min(ASKED_LEAST, max(1, life // 1000)), chance))
+    return min(moments, default=None)
+
+
+def _within(window: Window, soonest: int, chance: float) -> int:
+    begin = max(window[0], soonest)
+    return begin + int(max(0, window[1] - begin) * chance)
 
 
 def retry_at(failures: int, now: int, not_before: int, not_after: int, chance: float) -> int:

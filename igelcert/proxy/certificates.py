@@ -1,19 +1,20 @@
-"""The newest certificate of each device and friendly name: for lists, charts, figures, and "renew now"."""
+"""The newest certificate of each device and friendly name: for lists, charts, figures, renewals; and its window."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import sqlalchemy as sa
 
 from .. import crypto
-from ..errors import SettingsError
-from . import changes
-from .audit import actor
+from ..settings import EnrollmentSettings
+from . import windows
 from .context import Context
 from .database import Database, now
 from .schema import certificates, devices, renewals
+from .upstream import config as ca_config
 
 __all__ = [
     "AGES",
@@ -23,11 +24,11 @@ __all__ = [
     "forget",
     "note",
     "of_device",
-    "renew_now",
-    "wanted_renewals",
+    "told_windows",
 ]
 
 DAY = 86_400
+NEVER = EnrollmentSettings(auto_renewal=False)
 # name -> days to expiry, from and below
 AGES: dict[str, tuple[int, int]] = {
     "expired": (-100_000, 0),
@@ -43,12 +44,26 @@ AGES: dict[str, tuple[int, int]] = {
 # statements are made once: making one costs as much as running it
 # it stays known until the end of the transaction
 _KNOWN = (
-    sa.select(devices.c.unit_id)
+    sa.select(devices.c.unit_id, certificates.c.window_from, certificates.c.window_until)
+    .outerjoin(
+        certificates,
+        sa.and_(
+            certificates.c.unit_id == devices.c.unit_id, certificates.c.friendly_name == sa.bindparam("name")
+        ),
+    )
     .where(devices.c.unit_id == sa.bindparam("unit"))
-    .with_for_update(read=True, key_share=True)
+    .with_for_update(read=True, key_share=True, of=devices)
 )
-_WANTED = sa.select(renewals.c.friendly_name, renewals.c.serial).where(
-    renewals.c.unit_id == sa.bindparam("unit")
+_ITS = sa.select(certificates).where(certificates.c.unit_id == sa.bindparam("unit"))
+_GIVE_WINDOW = (
+    certificates.update()
+    .where(
+        certificates.c.unit_id == sa.bindparam("unit"),
+        certificates.c.friendly_name == sa.bindparam("name"),
+        certificates.c.serial == sa.bindparam("number"),
+        certificates.c.window_until.is_(None),
+    )
+    .values(window_from=sa.bindparam("begin"), window_until=sa.bindparam("end"))
 )
 _DONE = renewals.delete().where(
     renewals.c.unit_id == sa.bindparam("unit"), renewals.c.friendly_name == sa.bindparam("name")
@@ -57,7 +72,8 @@ _DONE = renewals.delete().where(
 
 @dataclass(frozen=True, slots=True)
 class Certificate:
-    """asked: when an administrator wanted this very certificate renewed, None when nobody did."""
+    """asked: when an administrator wanted this very certificate renewed, None when nobody did. issuer: its common name;
+    issuer_sha256: of the CA certificate above it, "" where that was not noted. The window is for its renewal."""
 
     friendly_name: str
     serial: str
@@ -66,12 +82,39 @@ class Certificate:
     not_after: int
     issued: int
     asked: int | None = None
+    window_from: int | None = None
+    window_until: int | None = None
+    issuer: str = ""
+    issuer_sha256: str = ""
 
 
-def note(connection: sa.Connection, unit_id: str, friendly_name: str, cert: crypto.Certificate) -> None:
-    """The device got this certificate. A device that was removed meanwhile has none."""
-    if connection.execute(_KNOWN, {"unit": unit_id}).scalar() is None:
+def note(
+    connection: sa.Connection,
+    unit_id: str,
+    friendly_name: str,
+    cert: crypto.Certificate,
+    *,
+    issuer: str = "",
+    rate: int = 0,
+    rule: EnrollmentSettings | None = None,
+) -> None:
+    """The device got this certificate. A device that was removed meanwhile has none.
+
+    issuer: SHA-256 of the CA certificate above it. rate, rule: as of `windows.book`; without a rate or rule it
+    gets no window.
+    """
+    known = connection.execute(_KNOWN, {"unit": unit_id, "name": friendly_name}).one_or_none()
+    if known is None:
         return
+    window = windows.book(
+        connection,
+        rate,
+        (cert.not_before, cert.not_after),
+        rule or NEVER,
+        cert.serial_hex,
+        now(),
+        (known.window_from, known.window_until) if known.window_until else None,
+    )
     row = {
         "unit_id": unit_id,
         "friendly_name": friendly_name,
@@ -80,9 +123,57 @@ def note(connection: sa.Connection, unit_id: str, friendly_name: str, cert: cryp
         "not_before": cert.not_before,
         "not_after": cert.not_after,
         "issued": now(),
+        "window_from": window[0] if window else None,
+        "window_until": window[1] if window else None,
+        "issuer": cert.issuer_cn,
+        "issuer_sha256": issuer,
     }
     Database.put(connection, certificates, row)
     connection.execute(_DONE, {"unit": unit_id, "name": friendly_name})
+
+
+def told_windows(
+    context: Context, unit_id: str, rules: Callable[[], Mapping[str, EnrollmentSettings]]
+) -> list[dict[str, Any]]:
+    """Windows of the device's certificates, as a report is answered. One that has none, as it was issued before the CA
+    had a rate, gets it now. rules: friendly name -> when the device renews by itself."""
+    with context.db.read() as connection:
+        rows = connection.execute(_ITS, {"unit": unit_id}).all()
+        bare = [row for row in rows if row.window_until is None and row.not_after > now()]
+        rate = ca_config.rate(connection) if bare else 0
+    found = {
+        row.friendly_name: (row.serial, row.window_from, row.window_until) for row in rows if row.window_until
+    }
+    if rate:
+        known = rules()
+        with context.db.begin(alone=False) as connection:
+            for row in bare:
+                if window := _late_window(connection, row, rate, known.get(row.friendly_name, NEVER)):
+                    found[row.friendly_name] = (row.serial, *window)
+    return [
+        {"friendly_name": name, "serial": serial, "from": begin, "until": end}
+        for name, (serial, begin, end) in sorted(found.items())
+    ]
+
+
+def _late_window(
+    connection: sa.Connection, row: Any, rate: int, rule: EnrollmentSettings
+) -> windows.Window | None:
+    dates = row.not_before, row.not_after
+    window = windows.book(connection, rate, dates, rule, row.serial, now())
+    if window is None:
+        return None
+    given = {
+        "unit": row.unit_id,
+        "name": row.friendly_name,
+        "number": row.serial,
+        "begin": window[0],
+        "end": window[1],
+    }
+    if connection.execute(_GIVE_WINDOW, given).rowcount:
+        return window
+    windows.book(connection, 0, dates, rule, row.serial, now(), window)  # somebody else was first
+    return None
 
 
 def forget(connection: sa.Connection, unit_id: str, kept: Sequence[str], before: int) -> None:
@@ -114,7 +205,17 @@ def of_device(context: Context, unit_id: str) -> list[Certificate]:
         rows = connection.execute(query).all()
     return [
         Certificate(
-            row.friendly_name, row.serial, row.subject, row.not_before, row.not_after, row.issued, row.asked
+            row.friendly_name,
+            row.serial,
+            row.subject,
+            row.not_before,
+            row.not_after,
+            row.issued,
+            row.asked,
+            row.window_from,
+            row.window_until,
+            row.issuer,
+            row.issuer_sha256,
         )
         for row in rows
     ]
@@ -129,47 +230,6 @@ def soonest(context: Context, unit_ids: Sequence[str]) -> dict[str, int]:
     )
     with context.db.read() as connection:
         return {row[0]: row[1] for row in connection.execute(query)}
-
-
-# ---- renew now ----------------------------------------------------------------------------------
-
-
-def renew_now(context: Context, unit_id: str, friendly_name: str = "") -> list[str]:
-    """Tells the device to renew that certificate, or all that it has; returns their friendly names.
-
-    The settings name the serial number of what is to be renewed, so it is done once, however often it is read.
-    """
-    mine = certificates.c.unit_id == unit_id
-    if friendly_name:
-        mine = sa.and_(mine, certificates.c.friendly_name == friendly_name)
-    with context.db.begin() as connection:
-        known = sa.select(devices.c.unit_id).where(devices.c.unit_id == unit_id)
-        if connection.execute(known).scalar() is None:
-            raise SettingsError(
-                "--unit-id", f"no device {unit_id[:80]!r} is known", hint="ca-proxy device list"
-            )
-        rows = connection.execute(sa.select(certificates).where(mine)).all()
-        if not rows:
-            what = f"certificate {friendly_name[:80]!r}" if friendly_name else "certificate"
-            raise SettingsError("friendly_name", f"the device has no {what} yet")
-        for row in rows:
-            same = sa.and_(renewals.c.unit_id == unit_id, renewals.c.friendly_name == row.friendly_name)
-            connection.execute(renewals.delete().where(same))
-            connection.execute(
-                renewals.insert().values(
-                    unit_id=unit_id, friendly_name=row.friendly_name, serial=row.serial, asked=now()
-                )
-            )
-        names = sorted(row.friendly_name for row in rows)
-        Database.record(connection, actor(), "device renew", f"{unit_id}: {', '.join(names)}")
-        changes.note(connection, [("device", unit_id)])
-    return names
-
-
-def wanted_renewals(context: Context, unit_id: str) -> dict[str, str]:
-    """Friendly name -> serial number of the certificate that is to be renewed."""
-    with context.db.read() as connection:
-        return {row.friendly_name: row.serial for row in connection.execute(_WANTED, {"unit": unit_id})}
 
 
 # ---- figures ------------------------------------------------------------------------------------

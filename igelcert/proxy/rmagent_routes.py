@@ -7,8 +7,8 @@ from typing import Any
 from flask import Blueprint, Response, g, jsonify, request
 
 from ..errors import RemoteProtocolError, SettingsError
-from ..settings import load_json
-from . import challenges, changes, devices, profiles
+from ..settings import EnrollmentSettings, load_json
+from . import certificates, challenges, changes, devices, profiles
 from .context import Context
 from .identity import client_of
 from .waiting import KEY, Place, Visit, preferred_wait, retry_soon
@@ -70,8 +70,17 @@ def make(context: Context) -> Blueprint:
     def report() -> Response:
         device = client_of(context, request.environ).device()
         g.unit_id = device.unit_id
-        devices.report(context, device, _object())
-        return Response(status=204)
+        body = _object()
+        devices.report(context, device, body)
+        found = (
+            certificates.told_windows(context, device.unit_id, lambda: _rules(device))
+            if "certs" in body
+            else []
+        )
+        return jsonify(windows=found) if found else Response(status=204)
+
+    def _rules(device: devices.Device) -> dict[str, EnrollmentSettings]:
+        return {cert.friendly_name: cert.enrollment for cert in profiles.effective(context, device).certs}
 
     return routes
 

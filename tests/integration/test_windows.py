@@ -1,0 +1,155 @@
+"""Windows for renewals with real lab CA, proxy and devices: told, kept, pulled forward, and done without."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from igelcert.device import agent as agents
+from igelcert.device import flow
+from igelcert.device.agent import Agent
+from igelcert.device.config import load
+from igelcert.device.log import Log
+from tests.integration.test_resident import Running, agent, wait_for
+from tests.support.chain import Device, LabCa, Proxy, lab_ca, proxy
+
+LIFE = 2 * 3600
+RATE = 900  # an hour: with four fifths of it, three in each minute
+COUNT = 8
+LAN = {"friendly_name": "lan", "key": {"type": "ec_prime256v1"}, "enrollment": {"renewal_period": 20}}
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LabCa, Proxy]]:
+    """A CA whose certificates live for two hours, and a proxy that knows its rate."""
+    place = tmp_path_factory.mktemp("short")
+    with lab_ca(place / "ca", "--validity", f"{LIFE}s") as lab, proxy(place / "proxy") as gate:
+        gate.use(lab, "--rate", f"{RATE}/h")
+        yield lab, gate
+
+
+def state(device: Device, name: str = "lan") -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((device.certs / ".store" / name / "state.json").read_text())
+    return found
+
+
+def window(device: Device) -> tuple[int, int]:
+    told = state(device)["window"]
+    assert told["serial"] == state(device)["serial"]
+    return told["from"], told["until"]
+
+
+def live(device: Device) -> x509.Certificate:
+    return x509.load_pem_x509_certificate((device.certs / "lan/cert.pem").read_bytes())
+
+
+def dates(device: Device) -> tuple[int, int]:
+    cert = live(device)
+    return int(cert.not_valid_before_utc.timestamp()), int(cert.not_valid_after_utc.timestamp())
+
+
+class Clock:
+    """What devices of this process take for now; proxy and CA go by the real one."""
+
+    def __init__(self) -> None:
+        self.ahead = 0
+
+    def __call__(self) -> int:
+        return int(time.time()) + self.ahead
+
+    def set(self, moment: int) -> None:
+        self.ahead = moment - int(time.time())
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(agents, "_now", made)
+    return made
+
+
+def sync(device: Device) -> int:
+    """A run of the resident agent's child, in this process and by its clock."""
+    with Agent(load(str(device.root)), Log("rmagent", screen=False), paced=True) as made:
+        return made.sync()
+
+
+def test_each_renews_in_its_window(
+    short: tuple[LabCa, Proxy], tmp_path: Path, clock: Clock
+) -> None:
+    """A herd that is enrolled in seconds: the windows lie apart, below the rate, and each device keeps to its own."""
+    lab, gate = short
+    gate.profile("lan", LAN, directory="/Herd")
+    herd = [gate.device(tmp_path / f"d{n}", f"HERD{n}", f"herd-{n}", "/Herd") for n in range(COUNT)]
+    begun = int(time.time())
+    assert [sync(device) for device in herd] == [0] * COUNT
+    told = {device.unit_id: window(device) for device in herd}
+    for device in herd:
+        begin, end = told[device.unit_id]
+        not_before, not_after = dates(device)
+        due = state(device)["renew_at"]
+        assert not_before < begun < begin < end <= due < not_after, "before its own rule, which stays the bound"
+    widths = {end - begin for begin, end in told.values()}
+    assert widths == {15}, "buckets of 15 seconds for certificates of two hours"
+    assert max(Counter(told.values()).values()) <= RATE * 15 / 3600, "no more in one than the rate allows"
+    before = {device.unit_id: live(device).serial_number for device in herd}
+    issued = len(lab.issued())
+    for device in sorted(herd, key=lambda each: told[each.unit_id]):
+        begin, end = told[device.unit_id]
+        clock.set(begin - 1)
+        assert sync(device) == 0 and live(device).serial_number == before[device.unit_id], "not before it"
+        clock.set(end)
+        assert sync(device) == 0 and live(device).serial_number != before[device.unit_id], "by its end"
+        assert window(device) != told[device.unit_id], "the new certificate has a window of its own"
+        assert sync(device) == 0
+    assert len(lab.issued()) == issued + COUNT, "one each"
+
+
+def test_without_its_proxy_a_device_goes_by_its_own_rule(
+    short: tuple[LabCa, Proxy], tmp_path: Path, clock: Clock
+) -> None:
+    """No window was ever heard, or the proxy was away in it: the own rule and the tries after it come in time."""
+    _, gate = short
+    gate.profile("lan", LAN, directory="/Alone")
+    device = gate.device(tmp_path / "alone", "ALONE", "alone", "/Alone")
+    assert sync(device) == 0
+    begin, end = window(device)
+    first = live(device).serial_number
+    server = device.agent / "server.json"
+    there = server.read_bytes()
+    server.write_text(json.dumps({"server": "https://127.0.0.1:9"}))
+    clock.set(end)
+    assert sync(device) == flow.EX_TEMPFAIL, "the proxy is away"
+    tries = [state(device)["try_at"]]
+    while tries[-1] < dates(device)[1]:
+        clock.set(tries[-1])
+        sync(device)
+        tries.append(state(device)["try_at"])
+    assert len(tries) > 5 and live(device).serial_number == first
+    server.write_bytes(there)
+    clock.set(tries[-2])
+    assert sync(device) == 0 and live(device).serial_number != first
+    # and one that has never heard of a window
+    made = state(device)
+    (device.certs / ".store/lan/state.json").write_text(
+        json.dumps({key: value for key, value in made.items() if key != "window"})
+    )
+    server.write_text(json.dumps({"server": "https://127.0.0.1:9"}))
+    second = live(device).serial_number
+    clock.set(made["renew_at"] - 1)
+    sync(device)
+    assert "error" not in state(device), "it does not try before"
+    clock.set(made["renew_at"] + (dates(device)[1] - made["renew_at"]) // 10)
+    sync(device)
+    assert state(device)["error"] and live(device).serial_number == second
+    server.write_bytes(there)
+    clock.set(state(device)["try_at"])
+    assert sync(device) == 0 and live(device).serial_number != second
