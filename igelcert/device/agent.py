@@ -257,8 +257,9 @@ def windows_of(body: bytes) -> dict[str, tuple[str, schedule.Window]]:
         document = load_json(body)
     except SettingsError:
         return {}
+    entries = document.get("windows") if isinstance(document, dict) else None
     found = {}
-    for entry in document.get("windows", ()) if isinstance(document, dict) else ():
+    for entry in entries if isinstance(entries, list) else ():
         match entry:
             case {"friendly_name": str(name), "serial": str(serial), "from": int(begin), "until": int(end)}:
                 found[name] = serial, (begin, end)

@@ -30,7 +30,9 @@ __all__ = ["Resident", "main"]
 
 LOOK_SECONDS = 60.0  # between looks for what is missing: /wfs, the management identity
 CHILD_LIMIT = 3_600.0  # a child that works for longer is ended: RSA-8192 keys take a minute each
-CHILD_LEAST = 30.0  # between starts of children that only the agenda asks for, where runs leave it in the past
+CHILD_LEAST = (
+    30.0  # between starts of children that only the agenda asks for, where runs leave it in the past
+)
 CHILD_SOON = 3.0  # the same, where they do not: a window for a renewal may be short
 BACKOFF_FIRST, BACKOFF_LAST = 5.0, 300.0  # between tries of a proxy that is away
 REFUSED_FIRST, REFUSED_LAST = 60.0, 3_600.0  # of one that does not know us

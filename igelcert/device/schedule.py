@@ -33,7 +33,7 @@ Window = tuple[int, int]  # its begin and its end
 WINDOW_LEAST = (
     600  # seconds from an enrollment to the next one that a window may cause; less for a short life
 )
-ASKED_LEAST = 60  # the same, where an administrator asked for that very certificate
+ASKED_LEAST = 10  # the same, where an administrator asked for that very certificate
 
 SOONEST = 60  # seconds to the first new try; less for certificates that live for minutes
 LATEST = 12 * 3_600  # between tries while there is time

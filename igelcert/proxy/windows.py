@@ -12,8 +12,9 @@ below it is taken. A herd finds none below it, as all of it comes at once: it is
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import sqlalchemy as sa
@@ -29,7 +30,7 @@ Window = tuple[int, int]  # its begin and its end, seconds since 1970
 
 WIDTHS = (1, 4, 15, 60, 240, 900, 3_600, 14_400, 86_400)  # seconds
 BUCKETS = 128  # at least so many between the issue and the own rule, where the width allows it
-EARLY = 4  # a herd is laid out from a quarter of the time to the own rule on
+EARLY = 6  # a herd is laid out from a sixth of the time to the own rule on
 ABOVE = 1.05  # as many times the fair load is still fair
 CHOICES = 4  # the latest buckets with room, of which one is taken: proxies do not meet at one row
 ROOM = 0.8  # of the CA's rate that renewals may take: first enrollments and second tries need some, too
@@ -56,7 +57,7 @@ def width_of(seconds: int) -> int:
 
 
 def span_of(now: int, not_before: int, not_after: int, rule: EnrollmentSettings) -> Span | None:
-    """Where a window for a certificate may be: from a quarter of the time to the own rule on, up to the rule; up to the
+    """Where a window for a certificate may be: from a sixth of the time to the own rule on, up to the rule; up to the
     last moment of a window where there is no room before, or the rule has it due already. None: it is not
     renewed by itself, or there is no time for a window."""
     due = renew_at(not_before, not_after, rule)
@@ -76,28 +77,28 @@ def span_of(now: int, not_before: int, not_after: int, rule: EnrollmentSettings)
 def choose(span: Span, booked: Mapping[int, int], rate: int, place: float) -> int:
     """The number of the bucket for one more certificate.
 
-    booked: how many certificates have which bucket. rate: of the CA, certificates an hour. place: from 0 to
+    booked: how many certificates have which bucket, from the one after now to `over`. rate: of the CA, certificates an hour. place: from 0 to
     below 1, this certificate's place among many.
     """
     capacity = max(1.0, rate * ROOM * span.width / 3_600)
-    ahead = sum(count for number, count in booked.items() if span.now < number <= span.last)
+    late = range(span.last + 1, span.over + 1)
+    ahead = sum(booked.values()) - sum(booked.get(number, 0) for number in late)
     limit = min(capacity, max(1.0, (ahead + 1) / (span.last - span.now) * ABOVE))
-    fitting = _with_room(range(span.first, span.last + 1), booked, limit)
-    if fitting:
-        fitting = fitting[:CHOICES] if span.late else fitting[-CHOICES:]
-        return fitting[int(place * len(fitting))]
     within = range(span.first, span.last + 1)
-    if not _with_room(within, booked, capacity):
-        if over := _with_room(range(span.last + 1, span.over + 1), booked, capacity):
-            return over[0]
+    fitting = list(islice(_with_room(within if span.late else reversed(within), booked, limit), CHOICES))
+    if fitting:
+        return fitting[int(place * len(fitting))]
+    if next(_with_room(within, booked, capacity), None) is None:
+        if (over := next(_with_room(late, booked, capacity), None)) is not None:
+            return over
         within = range(span.first, max(span.last, span.over) + 1)
     least = min(booked.get(number, 0) for number in within)
-    emptiest = _with_room(within, booked, least + 1)
+    emptiest = list(_with_room(within, booked, least + 1))
     return emptiest[int(place * len(emptiest))]
 
 
-def _with_room(within: range, booked: Mapping[int, int], limit: float) -> list[int]:
-    return [number for number in within if booked.get(number, 0) + 1 <= limit]
+def _with_room(within: Iterable[int], booked: Mapping[int, int], limit: float) -> Iterator[int]:
+    return (number for number in within if booked.get(number, 0) + 1 <= limit)
 
 
 # ---- what is booked -----------------------------------------------------------------------------
