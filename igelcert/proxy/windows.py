@@ -77,8 +77,8 @@ def span_of(now: int, not_before: int, not_after: int, rule: EnrollmentSettings)
 def choose(span: Span, booked: Mapping[int, int], rate: int, place: float) -> int:
     """The number of the bucket for one more certificate.
 
-    booked: how many certificates have which bucket, from the one after now to `over`. rate: of the CA, certificates an hour. place: from 0 to
-    below 1, this certificate's place among many.
+    booked: how many certificates have which bucket, from the one after now to `over`. rate: of the CA, certificates an
+    hour. place: from 0 to below 1, this certificate's place among many.
     """
     capacity = max(1.0, rate * ROOM * span.width / 3_600)
     late = range(span.last + 1, span.over + 1)
