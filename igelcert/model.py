@@ -46,10 +46,11 @@ KEY_TYPES = (
 
 FRIENDLY_NAME_BYTES = 128
 _UNIT_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_CA_LABEL = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _DNS_LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-_MAILBOX = re.compile(r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}")
-_URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:[!-;=?-\[\]_a-z~]+")
+# devices seldom meet these: compiled when one comes, and kept by re
+_CA_LABEL = r"[A-Za-z0-9_-]{1,128}"
+_MAILBOX = r"[A-Za-z0-9.!#$%&'*+/=?^_`{|}~-]{1,64}"
+_URI = r"[A-Za-z][A-Za-z0-9+.-]*:[!-;=?-\[\]_a-z~]+"
 
 
 def check_text(path: str, value: str, limit: int) -> str:
@@ -104,7 +105,7 @@ def check_dns_name(path: str, value: str) -> str:
 def check_email(path: str, value: str) -> str:
     """A mailbox as IA5String: an ASCII local part and a host name, which becomes A-labels."""
     local, at, domain = value.rpartition("@")
-    if not at or not _MAILBOX.fullmatch(local):
+    if not at or not re.fullmatch(_MAILBOX, local):
         raise SettingsError(path, f"{_shown(value)} is not an e-mail address")
     try:
         name = check_dns_name(path, domain)
@@ -117,7 +118,7 @@ def check_email(path: str, value: str) -> str:
 
 def check_uri(path: str, value: str) -> str:
     """An absolute URI of ASCII characters (RFC 3986), at most 2048."""
-    if len(value) > 2048 or not _URI.fullmatch(value):
+    if len(value) > 2048 or not re.fullmatch(_URI, value):
         raise SettingsError(
             path, f"{_shown(value)} is not an absolute URI", hint="percent-encode special characters"
         )
@@ -136,7 +137,7 @@ def check_ip(path: str, value: str) -> str:
 
 def is_ca_label(value: str) -> bool:
     """RFC 7030 3.2.2 as the product narrows it; case matters."""
-    return bool(_CA_LABEL.fullmatch(value))
+    return bool(re.fullmatch(_CA_LABEL, value))
 
 
 def _shown(value: str) -> str:

@@ -9,11 +9,11 @@ __all__ = ["Request", "Response", "parse_retry_after", "plain_line", "plain_reas
 
 RETRY_MAX = 86_400
 _MONTHS = ("jan", "feb", "mar", "apr", "may", "jun", "jul", "aug", "sep", "oct", "nov", "dec")
-# IMF-fixdate, RFC 850 and asctime (RFC 9110 5.6.7)
+# IMF-fixdate, RFC 850 and asctime (RFC 9110 5.6.7); compiled when one comes
 _DATES = (
-    re.compile(r"[a-z]{3}, (?P<d>\d{2}) (?P<m>[a-z]{3}) (?P<y>\d{4}) (?P<t>\d{2}:\d{2}:\d{2}) gmt"),
-    re.compile(r"[a-z]{6,9}, (?P<d>\d{2})-(?P<m>[a-z]{3})-(?P<y>\d{2}) (?P<t>\d{2}:\d{2}:\d{2}) gmt"),
-    re.compile(r"[a-z]{3} (?P<m>[a-z]{3}) (?P<d>[ \d]\d) (?P<t>\d{2}:\d{2}:\d{2}) (?P<y>\d{4})"),
+    r"[a-z]{3}, (?P<d>\d{2}) (?P<m>[a-z]{3}) (?P<y>\d{4}) (?P<t>\d{2}:\d{2}:\d{2}) gmt",
+    r"[a-z]{6,9}, (?P<d>\d{2})-(?P<m>[a-z]{3})-(?P<y>\d{2}) (?P<t>\d{2}:\d{2}:\d{2}) gmt",
+    r"[a-z]{3} (?P<m>[a-z]{3}) (?P<d>[ \d]\d) (?P<t>\d{2}:\d{2}:\d{2}) (?P<y>\d{4})",
 )
 
 Headers = tuple[tuple[str, str], ...]
@@ -61,7 +61,7 @@ def _bounded(seconds: int) -> int:
 
 def _http_date(text: str) -> int | None:
     for pattern in _DATES:
-        found = pattern.fullmatch(text)
+        found = re.fullmatch(pattern, text)
         if found and found["m"] in _MONTHS:
             year = int(found["y"])
             if year < 100:

@@ -47,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--config", metavar="FILE", help="instead of /etc/igelcert/device.toml")
     common.add_argument("--verbose", action="store_true", help="log lines on the screen as well")
     parser = Parser(prog="igel-certs", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="igel-certs")
 
     def add(name: str, help: str) -> argparse.ArgumentParser:
         return commands.add_parser(

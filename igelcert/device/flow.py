@@ -5,7 +5,6 @@ What a run needs from outside (network, clock, facts) comes as arguments, so a t
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -481,6 +480,8 @@ class Run:
     def _note_failure(
         self, name: str, mark: str, text: str, retry_after: int | None = None, *, refused: bool = False
     ) -> None:
+        import random  # rarely needed
+
         try:
             state = notes.failed(
                 self.tree.state(name),

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -118,6 +117,8 @@ def _show(tool: str, uid: int, bus: str, note: Note, log: Log) -> bool:
         "DBUS_SESSION_BUS_ADDRESS": f"unix:path={bus}",
         "XDG_RUNTIME_DIR": os.path.dirname(bus),
     }
+    import subprocess  # where nobody is logged in, nothing is shown
+
     as_user: dict[str, object] = {}
     if uid != os.geteuid():
         as_user = {"user": uid, "group": _group_of(uid), "extra_groups": []}

@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--config", metavar="FILE", help="instead of /etc/igelcert/device.toml")
     common.add_argument("--verbose", action="store_true", help="log lines on the screen as well")
     parser = _Parser(prog="rmagent", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="rmagent")
     help_register = "become known to the proxy with a one-time token: management key and certificate"
     register = commands.add_parser(
         "register",

@@ -1,25 +1,25 @@
-"""HTTPS, and HTTP for SCEP, for the device: http.client and ssl, one kept connection, everything bounded.
+"""HTTPS, and HTTP for SCEP, for the device: one kept connection, everything bounded.
 
 Only the private CA is loaded. Redirects are not followed, proxies from the environment are ignored.
 """
 
 from __future__ import annotations
 
-import contextlib
-import http.client
 import socket
 import ssl
-import threading
+import time
 from urllib.parse import urlsplit
 
-from ..codec.http import Request, Response, plain_line
-from ..errors import SettingsError, TransportError
+from ..codec.http import Request, Response
+from ..codec.http1 import ResponseReader, encode_request
+from ..errors import RemoteProtocolError, SettingsError, TransportError
 from .wire import TIMEOUT, client_context, failure
 
 __all__ = ["Link", "client_context", "split_url"]
 
 DEADLINE = 90.0  # seconds for a whole exchange
 MAX_BODY = 1 << 20
+PIECE = 65_536
 
 
 def split_url(url: str, scheme: str = "https") -> tuple[str, int]:
@@ -31,7 +31,12 @@ def split_url(url: str, scheme: str = "https") -> tuple[str, int]:
         raise SettingsError("server", f"{url!r} is not a URL") from None
     if parts.scheme != scheme or not parts.hostname or parts.username or parts.query or parts.path.strip("/"):
         raise SettingsError("server", f"{url!r} is not of the form {scheme}://HOST[:PORT]")
-    return parts.hostname, port
+    if parts.hostname.isascii():
+        return parts.hostname, port
+    try:
+        return parts.hostname.encode("idna").decode("ascii"), port
+    except UnicodeError:
+        raise SettingsError("server", f"{url!r} has no name of a host") from None
 
 
 class Link:
@@ -44,7 +49,7 @@ class Link:
         self._context = context
         self._authorization = authorization
         self._timeout = timeout
-        self._connection: http.client.HTTPConnection | None = None
+        self._socket: socket.socket | None = None
 
     def __enter__(self) -> Link:
         return self
@@ -53,13 +58,13 @@ class Link:
         self.close()
 
     def close(self) -> None:
-        if self._connection:
-            self._connection.close()
-            self._connection = None
+        if self._socket:
+            self._socket.close()
+            self._socket = None
 
     def send(self, request: Request) -> Response:
         """The answer to a request; TransportError says which link failed."""
-        kept = self._connection is not None
+        kept = self._socket is not None
         try:
             return self._exchange(request)
         except TransportError as err:
@@ -69,66 +74,67 @@ class Link:
         return self._exchange(request)
 
     def _exchange(self, request: Request) -> Response:
-        connection = self._connection or self._new()
-        self._connection = None
-        late = threading.Event()
-        timer: threading.Timer | None = None
+        end = time.monotonic() + DEADLINE
+        if self._authorization:
+            request = request._replace(headers=(*request.headers, ("Authorization", self._authorization)))
+        octets = encode_request(request, self._name if self.port != self._default else self._shown)
+        keep = False
         try:
-            if connection.sock is None:
-                connection.connect()
-            # the socket itself: http.client forgets it when the answer ends with the connection
-            timer = threading.Timer(DEADLINE, _cut, (connection.sock, late))
-            timer.daemon = True
-            timer.start()
-            headers = dict(request.headers)
-            if self._authorization:
-                headers["Authorization"] = self._authorization
-            connection.request(request.method, request.path, request.body or None, headers)
-            answer = connection.getresponse()
-            body = answer.read(MAX_BODY + 1)
-            if len(body) > MAX_BODY:
-                raise TransportError(f"{self._name} sent more than {MAX_BODY >> 20} MiB", link="http")
-            if late.is_set() or answer.length:
-                # http.client passes a short body over when it was asked for a number of bytes
-                raise http.client.IncompleteRead(b"", answer.length)
-            if not answer.will_close:
-                self._connection, connection = connection, None  # type: ignore[assignment]
-            return Response(answer.status, tuple(answer.getheaders()), body)
-        except (OSError, http.client.HTTPException) as err:
-            raise self._failure(err, late.is_set()) from None
+            sock = self._socket = self._socket or self._open(end)
+            rest = memoryview(octets)
+            while rest:
+                self._allow(sock, end)
+                rest = rest[sock.send(rest) :]
+            answer, keep = self._answer(sock, end)
+            return answer
+        except OSError as err:
+            raise failure(err, self.host, self._name) from None
+        except RemoteProtocolError as err:
+            raise TransportError(f"{self._name} {err}", link="http") from None
         finally:
-            if timer is not None:
-                timer.cancel()
-            if connection is not None:
-                connection.close()
+            if not keep:
+                self.close()
 
-    def _new(self) -> http.client.HTTPConnection:
-        if self._context is None:
-            return http.client.HTTPConnection(self.host, self.port, timeout=self._timeout)
-        return http.client.HTTPSConnection(self.host, self.port, timeout=self._timeout, context=self._context)
+    def _answer(self, sock: socket.socket, end: float) -> tuple[Response, bool]:
+        """The answer, and whether the connection serves another request."""
+        reader = ResponseReader(MAX_BODY)
+        while True:
+            self._allow(sock, end)
+            data = sock.recv(PIECE)
+            if not data and not reader.begun:
+                raise ConnectionResetError
+            if (answer := reader.receive(data)) is not None:
+                return answer, reader.keep
+
+    def _allow(self, sock: socket.socket, end: float) -> None:
+        """The next call may wait for as long as silence or the whole exchange may last."""
+        left = end - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        sock.settimeout(min(self._timeout, left))
+
+    def _open(self, end: float) -> socket.socket:
+        # octets: a str is converted by the idna module, which has to be loaded
+        sock = socket.create_connection((self.host.encode("ascii"), self.port), self._timeout)  # type: ignore[arg-type]
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._context is None:
+                return sock
+            self._allow(sock, end)
+            return self._context.wrap_socket(sock, server_hostname=self.host)
+        except BaseException:
+            sock.close()
+            raise
+
+    @property
+    def _default(self) -> int:
+        return 80 if self._context is None else 443
+
+    @property
+    def _shown(self) -> str:
+        """The host as RFC 3986 writes it."""
+        return f"[{self.host}]" if ":" in self.host else self.host
 
     @property
     def _name(self) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
-
-    def _failure(self, err: Exception, late: bool) -> TransportError:
-        name = self._name
-        if late:
-            err = TimeoutError()
-        if isinstance(err, http.client.RemoteDisconnected):
-            err = ConnectionResetError()
-        if isinstance(err, OSError):
-            return failure(err, self.host, name)
-        if isinstance(err, http.client.IncompleteRead):
-            return TransportError(f"{name} closed the connection in the middle of its answer", link="http")
-        detail = "" if isinstance(err, http.client.BadStatusLine) else f": {plain_line(str(err))}"
-        return TransportError(f"{name} does not answer with HTTP{detail}", link="http")
-
-
-def _cut(sock: socket.socket, late: threading.Event) -> None:
-    """Ends an exchange that drips on for too long."""
-    late.set()  # first: the reader wakes before this thread goes on
-    with contextlib.suppress(OSError):
-        # not SSLSocket's: that pulls TLS away from under the reader
-        socket.socket.shutdown(sock, socket.SHUT_RDWR)
+        return f"{self._shown}:{self.port}"

@@ -4,15 +4,22 @@ root.pem  issuing.pem  server.pem      certificates
 ra.p12  ra.p12.password                the proxy's keystore: key, certificate, chain, server certificate
 private/                               keys, mode 0600
 issued/<SERIAL>.pem                    a copy of every certificate that was issued
+issued.log                             a line of JSON for each: see Authority.issue
 """
 
 from __future__ import annotations
 
 import datetime
+import hashlib
 import ipaddress
+import json
 import os
 import secrets
 import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography import x509
@@ -59,6 +66,9 @@ class Authority:
     def __init__(self, directory: Path, hosts: tuple[str, ...] = ()) -> None:
         """Opens the directory, or makes a new authority in it when it holds none."""
         self.directory = directory
+        self._lock = threading.Lock()
+        self._at_once = 0
+        self._peak = 0
         self._private = directory / "private"
         self._issued = directory / "issued"
         try:
@@ -238,7 +248,8 @@ class Authority:
     def issue(self, request: CertificationRequest, validity: float) -> bytes:
         """A certificate for a request that was parsed and proven, valid for so many seconds; DER.
 
-        Subject and alternative names are the request's. Its copy is on disk before this returns.
+        Subject and alternative names are the request's. Its copy is on disk before this returns, and a line in issued.log:
+        {"serial", "csr" (SHA-256 of the request), "peak" (most requests that were worked on at once so far)}.
         """
         if request.key_type.startswith("rsa_") and int(request.key_type[4:]) < MIN_RSA_BITS:
             raise RemoteProtocolError(
@@ -263,11 +274,28 @@ class Authority:
             cert = builder.sign(self._key, hashes.SHA256())
         except ValueError as err:
             raise RemoteProtocolError(f"no certificate can be made of this request: {err}") from None
-        self._write(
-            self._issued / f"{cert.serial_number:0{(cert.serial_number.bit_length() + 7) // 8 * 2}X}.pem",
-            cert.public_bytes(serialization.Encoding.PEM),
-        )
+        serial = f"{cert.serial_number:0{(cert.serial_number.bit_length() + 7) // 8 * 2}X}"
+        self._write(self._issued / f"{serial}.pem", cert.public_bytes(serialization.Encoding.PEM))
+        self._log(serial, request.der)
         return cert.public_bytes(serialization.Encoding.DER)
+
+    def _log(self, serial: str, csr: bytes) -> None:
+        with self._lock, (self.directory / "issued.log").open("a") as file:
+            row = {"serial": serial, "csr": hashlib.sha256(csr).hexdigest(), "peak": self._peak}
+            file.write(json.dumps(row) + "\n")
+
+    @contextmanager
+    def at_work(self, seconds: float) -> Iterator[None]:
+        """A request to enroll is worked on, for at least so many seconds."""
+        with self._lock:
+            self._at_once += 1
+            self._peak = max(self._peak, self._at_once)
+        try:
+            time.sleep(seconds)
+            yield
+        finally:
+            with self._lock:
+                self._at_once -= 1
 
 
 def _subject(request: CertificationRequest) -> x509.Name:

@@ -21,7 +21,8 @@ A small certification authority for trying igelcert out and for tests.
 
 On its first start it makes, in DIR: a root and an issuing CA (root.pem, issuing.pem), the certificate
 of its own EST server, and ra.p12 with ra.p12.password, the keystore that lets a proxy enroll for
-devices. DIR/issued holds a copy of every certificate that it issued, by serial number.
+devices. DIR/issued holds a copy of every certificate that it issued, by serial number, and DIR/issued.log
+a line for each: the request's SHA-256, and how many requests were worked on at once at most.
 It is no place for real certificates: its keys lie unencrypted in DIR/private.
 """
 EPILOG = """\
@@ -32,11 +33,11 @@ examples:
 
 exit status: 0 ended by a signal, 1 failed, 64 usage
 """
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "y": 31_557_600}
+_UNITS = {"ms": 0.001, "s": 1, "m": 60, "h": 3600, "d": 86_400, "y": 31_557_600}
 
 
 def _duration(text: str) -> float:
-    found = re.fullmatch(r"(\d{1,9})([smhdy])", text)
+    found = re.fullmatch(r"(\d{1,9})(ms|[smhdy])", text)
     if not found or int(found[1]) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a duration such as 90d, 12h or 10m")
     return int(found[1]) * _UNITS[found[2]]
@@ -117,6 +118,13 @@ def _parser() -> argparse.ArgumentParser:
         help="answer 202 to a new request until that time has passed",
     )
     serve.add_argument(
+        "--delay",
+        type=_duration,
+        default=0,
+        metavar="TIME",
+        help="what each request to enroll takes: 200ms, 3s",
+    )
+    serve.add_argument(
         "--est-user",
         default="",
         metavar="NAME",
@@ -147,7 +155,9 @@ def _options(args: argparse.Namespace) -> Options:
     if bool(args.est_user) != bool(args.est_password_file):
         raise Error("--est-user and --est-password-file belong together")
     oids = tuple(oid for oid in args.csrattrs.split(",") if oid)
-    return Options(args.validity, args.pending, args.est_user, _first_line(args.est_password_file), oids)
+    return Options(
+        args.validity, args.pending, args.est_user, _first_line(args.est_password_file), oids, args.delay
+    )
 
 
 def _scep_options(args: argparse.Namespace) -> ScepOptions:
@@ -172,6 +182,7 @@ def _scep_options(args: argparse.Namespace) -> ScepOptions:
         tuple(users),
         args.ndes_user,
         _first_line(args.ndes_password_file),
+        args.delay,
     )
 
 

@@ -26,14 +26,15 @@ PENDING_MAX = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """validity: seconds of what is issued. pending: seconds for which a request is first answered 202.
-    user, password: HTTP Basic for devices without a proxy. csrattrs: OIDs to advise."""
+    """validity: seconds of what is issued. pending: seconds for which a request is first answered 202. delay: seconds that
+    a request takes. user, password: HTTP Basic for devices without a proxy. csrattrs: OIDs to advise."""
 
     validity: float = 90 * 86_400
     pending: float = 0
     user: str = ""
     password: str = field(default="", repr=False)
     csrattrs: tuple[str, ...] = ()
+    delay: float = 0
 
 
 class EstService:
@@ -55,7 +56,8 @@ class EstService:
             if operation == "csrattrs":
                 return self._get(request) or est.csrattrs_response(self._options.csrattrs)
             if operation in {"simpleenroll", "simplereenroll"}:
-                return self._enroll(request, client, operation == "simplereenroll")
+                with self._authority.at_work(self._options.delay):
+                    return self._enroll(request, client, operation == "simplereenroll")
         except RemoteProtocolError as err:
             return est.error_response(err.status_hint, str(err))
         except Error as err:

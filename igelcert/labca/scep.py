@@ -60,6 +60,7 @@ class ScepOptions:
     users: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     ndes_user: str = ""
     ndes_password: str = field(default="", repr=False)
+    delay: float = 0
 
 
 class _Refusal(Exception):
@@ -170,7 +171,8 @@ class ScepService:
                 content, cipher = message.open(self._opener, weak=True)
             except RemoteProtocolError as err:
                 raise _Refusal(BAD_MESSAGE_CHECK, str(err), NTE_BAD_DATA) from None
-            certificate = self._decide(message, content)
+            with self._authority.at_work(self._options.delay):
+                certificate = self._decide(message, content)
         except _Refusal as refusal:
             self._log(f"SCEP {plain_line(message.transaction_id, 64)}: refused: {plain_line(refusal.text)}")
             if self._options.mode == "ejbca" and "password" in refusal.text:

@@ -27,7 +27,10 @@ def make(context: Context) -> Blueprint:
 
     @routes.get("/readyz")
     def readyz() -> Response:
-        """Ready means: the database answers and a CA is configured. The CA itself is not asked."""
+        """Ready means: the database answers, a CA is configured, and this proxy stays. The CA itself is not asked."""
+        visit: Visit | None = request.environ.get(KEY)
+        if visit is not None and visit.room.closed:
+            raise RemoteProtocolError("not ready: this proxy is about to end", status_hint=503)
         try:
             configured = current_version(context)
         except Error as err:

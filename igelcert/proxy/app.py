@@ -16,6 +16,7 @@ from .admin import guard, pages, rest
 from .admin.pages.base import problem_page, takes_cut
 from .context import Context
 from .framing import CUT
+from .identity import address_of
 
 __all__ = ["make_admin_app", "make_device_app"]
 
@@ -67,7 +68,7 @@ def _app(name: str, context: Context) -> Flask:
         log.log(
             level,
             "%s %s %s %s %d %.0f ms",
-            request.remote_addr,
+            address_of(context, request.environ),
             who,
             request.method,
             path,
@@ -80,7 +81,7 @@ def _app(name: str, context: Context) -> Flask:
     @app.errorhandler(RemoteProtocolError)
     def _refused(err: RemoteProtocolError) -> Response:
         if err.status_hint in {401, 403}:
-            log.warning("%s %s: %s", request.remote_addr, g.get("unit_id", "-"), err)
+            log.warning("%s %s: %s", address_of(context, request.environ), g.get("unit_id", "-"), err)
         return _sentence(err.status_hint, str(err))
 
     @app.errorhandler(StorageError)

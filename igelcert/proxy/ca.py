@@ -100,7 +100,7 @@ def save(context: Context, config: CaConfig, *, replace: bool = False, expected:
 def warnings(config: CaConfig) -> tuple[str, ...]:
     """What an administrator should know of a configuration that is good otherwise."""
     if config.kind == "est":
-        return open_keystore(config.keystore, config.password, 0).warnings
+        return open_keystore(config.keystore, config.password, now(), stored=True).warnings
     found = []
     if not config.scep.fingerprint and not config.scep.where[0]:
         found.append(
@@ -185,7 +185,7 @@ def _est_json(config: CaConfig) -> dict[str, Any]:
         "host": config.est.host,
         "port": config.est.port,
         "label": config.est.label,
-        **_keystore_json(open_keystore(config.keystore, config.password, 0)),
+        **_keystore_json(open_keystore(config.keystore, config.password, now(), stored=True)),
     }
 
 

@@ -82,6 +82,26 @@ def _parser() -> argparse.ArgumentParser:
         metavar="HOST:PORT",
         help="for the pages, /api/v1, /healthz, /readyz and /metrics",
     )
+    run.add_argument(
+        "--drain", type=int, metavar="SECONDS",
+        help="after SIGTERM: so long /readyz says 503 and requests are still taken, so that a balancer sends them elsewhere",
+    )  # fmt: skip
+
+    front = _command(
+        commands, common, "front-files", _front_files,
+        "write what a front end that ends TLS needs: a certificate of the management CA, and whose devices' are",
+    )  # fmt: skip
+    front.add_argument(
+        "--hostname", nargs="+", required=True, metavar="NAME", help="by which devices call the front end"
+    )
+    front.add_argument(
+        "--to",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="for server.pem (with its key), trust.pem and clients.pem",
+    )
+    front.set_defaults(opens=True)
 
     cli_ca.add_commands(commands, common)
     cli_registry.add_commands(commands, common)
@@ -108,10 +128,18 @@ def _init(args: argparse.Namespace, output: Output) -> int:
     return 0
 
 
+def _front_files(args: argparse.Namespace, output: Output, context: Context) -> int:
+    from .frontfiles import write
+
+    for path in write(context, args.to, args.hostname):
+        output.line(str(path))
+    return 0
+
+
 def _serve(args: argparse.Namespace, _output: Output) -> int:
     from .serve import serve
 
-    return serve(args.data, args.listen, args.admin_listen)
+    return serve(args.data, args.listen, args.admin_listen, args.drain)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
-from . import devices, enrollments, inventory, overview, passthrough, profiles, renewals
+from . import devices, enrollment_log, inventory, overview, passthrough, profiles, renewals
 from .clitools import Output, count, read_file, when
 from .context import Context
 from .devices import Token
@@ -34,7 +34,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     text = "who got what, when, until when; failures with reasons; newest first"
     found = commands.add_parser("enrollments", help=text, description=text, parents=[common])
     found.add_argument("--unit-id", default="", metavar="ID", help="of this device only")
-    found.add_argument("--state", default="", choices=enrollments.STATES, help="in this state only")
+    found.add_argument("--state", default="", choices=enrollment_log.STATES, help="in this state only")
     found.add_argument(
         "--search", default="", metavar="TEXT", help="in unit ID, names, subject, serial or reason"
     )
@@ -377,15 +377,15 @@ def _enrollments(args: argparse.Namespace, output: Output, context: Context) -> 
     if args.overview:
         found_now = overview.collect(context, unit_id=args.unit_id)
         return _overview(args, output, found_now, args.limit if args.limit > 0 else 10_000_000)
-    found = enrollments.search(
+    found = enrollment_log.search(
         context, text=args.search, unit_id=args.unit_id, state=args.state, limit=max(0, args.limit)
     ).items
     if args.csv:
-        for line in enrollments.sheet(found):
+        for line in enrollment_log.sheet(found):
             print(line, end="")
         return 0
     if args.json:
-        output.json([enrollments.as_json(row) for row in found])
+        output.json([enrollment_log.as_json(row) for row in found])
         return 0
     table = [
         [

@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from .profiles import Effective
     from .upstream import Upstreams
 
-__all__ = ["Config", "Context", "is_address"]
+__all__ = ["DRAIN_MAX", "Config", "Context", "is_address"]
 
 MERGED_KEPT = 64
+DRAIN_MAX = 600
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,13 @@ class Config:
     listen: str = "0.0.0.0:8443"
     admin_listen: str = "127.0.0.1:8444"
     trusted_frontends: tuple[str, ...] = ()
+    proxy_protocol: tuple[str, ...] = ()
     threads: int = 32
     upstream_parallel: int = 8
     upstream_timeout: int = 30
     upstream_wait: int = 1
     waiting: int = 10_000
+    drain: int = 5
     database_connections: int = CONNECTIONS
 
 
@@ -48,9 +51,11 @@ _NUMBERS = {
     "upstream_timeout": (1, 600),
     "upstream_wait": (0, 600),
     "waiting": (0, 100_000),
+    "drain": (0, DRAIN_MAX),
     "database_connections": (2, 500),
 }
-_LISTS = ("hostnames", "trusted_frontends")
+_NETWORKS = ("trusted_frontends", "proxy_protocol")
+_LISTS = ("hostnames", *_NETWORKS)
 
 
 def is_address(value: str) -> bool:
@@ -88,7 +93,7 @@ def _config(path: Path) -> Config:
             if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
                 raise SettingsError(f"{path}: {key}", "is not a list of texts")
             value = tuple(value)
-            if key == "trusted_frontends" and not all(map(_is_network, value)):
+            if key in _NETWORKS and not all(map(_is_network, value)):
                 raise SettingsError(f"{path}: {key}", "holds what is neither an address nor a network")
         elif key in {"listen", "admin_listen"}:
             if not isinstance(value, str) or not is_address(value):

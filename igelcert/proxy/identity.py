@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import ipaddress
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
@@ -16,11 +15,12 @@ from typing import Any
 from .. import crypto
 from ..errors import CryptoError, RemoteProtocolError
 from . import devices, enrollments
+from .addresses import among, is_ip
 from .context import Context
 from .database import now
 from .devices import Device
 
-__all__ = ["Client", "client_of", "is_frontend"]
+__all__ = ["Client", "address_of", "client_of", "is_frontend"]
 
 DATES_KEPT = 16_384  # certificates, of less than a kilobyte each
 
@@ -72,15 +72,16 @@ def client_of(context: Context, environ: Mapping[str, Any]) -> Client:
 
 def is_frontend(context: Context, address: str) -> bool:
     """Is the address one of a TLS front end whose headers count?"""
-    if not context.config.trusted_frontends:
-        return False
-    try:
-        remote = ipaddress.ip_address(address.partition("%")[0])
-    except ValueError:
-        return False
-    if isinstance(remote, ipaddress.IPv6Address) and remote.ipv4_mapped:
-        remote = remote.ipv4_mapped
-    return any(remote in ipaddress.ip_network(net, strict=False) for net in context.config.trusted_frontends)
+    return among(context.config.trusted_frontends, address)
+
+
+def address_of(context: Context, environ: Mapping[str, Any]) -> str:
+    """Where a request comes from; of a trusted front end, what it says last (X-Forwarded-For)."""
+    remote = str(environ.get("REMOTE_ADDR") or "unknown")
+    if is_frontend(context, remote):
+        said = str(environ.get("HTTP_X_FORWARDED_FOR", "")).rpartition(",")[2].strip()
+        return said if is_ip(said) else remote
+    return remote
 
 
 def _from_header(value: str) -> bytes | None:

@@ -29,8 +29,9 @@ class ClientKeystore:
     warnings: tuple[str, ...]
 
 
-def open_keystore(data: bytes, password: str, now: int) -> ClientKeystore:
-    """The keystore, fit for use; SettingsError in words otherwise."""
+def open_keystore(data: bytes, password: str, now: int, *, stored: bool = False) -> ClientKeystore:
+    """The keystore, fit for use at `now`; SettingsError in words otherwise. stored: it is in use already, so that its
+    end is told among the warnings: what it holds can still be shown, and the rest of the proxy goes on."""
     if len(data) > MAX_KEYSTORE:
         raise SettingsError(_PATH, "is larger than 1 MiB")
     _know(data)
@@ -47,7 +48,8 @@ def open_keystore(data: bytes, password: str, now: int) -> ClientKeystore:
         raise SettingsError(
             _PATH, f"its key is of type {store.key.type}", hint="possible are " + " ".join(sorted(KEY_TYPES))
         )
-    if now >= cert.not_after:
+    expired = now >= cert.not_after
+    if expired and not stored:
         raise SettingsError(
             _PATH, f"its client certificate {cert.cn!r} has expired", hint="get a new keystore from the PKI"
         )
@@ -63,7 +65,9 @@ def open_keystore(data: bytes, password: str, now: int) -> ClientKeystore:
         warnings.append("the keystore has no integrity check (MAC)")
     if "trailing-bytes" in store.warnings:
         warnings.append("the keystore has bytes after its end, which were passed over")
-    if now < cert.not_before:
+    if expired:
+        warnings.append("the client certificate has expired")
+    elif now < cert.not_before:
         warnings.append("the client certificate is not valid yet")
     elif cert.not_after - now < SOON:
         warnings.append(f"the client certificate expires in {(cert.not_after - now) // 86_400} days")
@@ -92,13 +96,13 @@ def _know(data: bytes) -> None:
         raise SettingsError(
             _PATH,
             "is a Java keystore (JKS), not PKCS#12",
-            hint="keytool -importkeystore -srckeystore F -destkeystore F.p12 -deststoretype PKCS12",
+            hint="convert it: keytool -importkeystore -srckeystore F -destkeystore F.p12 -deststoretype PKCS12",
         )
     if b"-----BEGIN " in data[:4096]:
         raise SettingsError(
             _PATH,
             "is PEM, not PKCS#12",
-            hint="openssl pkcs12 -export -in cert.pem -inkey key.pem -certfile chain.pem -out keystore.p12",
+            hint="make one of it: openssl pkcs12 -export -in cert.pem -inkey key.pem -certfile chain.pem -out keystore.p12",
         )
 
 

@@ -110,14 +110,19 @@ class Leases:
         self._db.put(connection, proxies, row)
 
     def close(self) -> None:
-        """Gives back everything: this process ends."""
+        """This process ends: gives back everything but the places from which the CA is still asked. Those are free when
+        their leases are over, as those of a process that dies."""
         self._ended = True
         self._wake.set()
         if not self._id:
             return
+        with self._lock:
+            held = list(self._held)
+        free = sa.and_(slots.c.holder == self._id, slots.c.number.not_in(held))
         with suppress(StorageError), self._db.begin(alone=False) as connection:
-            connection.execute(slots.update().where(slots.c.holder == self._id).values(holder="", until=0))
-            connection.execute(proxies.delete().where(proxies.c.id == self._id))
+            connection.execute(slots.update().where(free).values(holder="", until=0))
+            if not held:
+                connection.execute(proxies.delete().where(proxies.c.id == self._id))
 
     # ---- signs of life --------------------------------------------------------------------------
 
@@ -212,7 +217,7 @@ class Leases:
         if not self._door.acquire(timeout=max(0.0, deadline - time.monotonic())):
             return None
         try:
-            while True:
+            while not self._ended:
                 start = time.monotonic()
                 with self._db.single() as connection:
                     number = connection.execute(_TAKE, values).scalar()
@@ -223,6 +228,7 @@ class Leases:
                 if time.monotonic() >= deadline:
                     return None
                 time.sleep(TRY_SECONDS * random.uniform(0.5, 1.5))
+            return None
         finally:
             self._door.release()
 

@@ -11,6 +11,7 @@ import os
 import queue
 import selectors
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -58,8 +59,9 @@ class Calls:
                 os.close(descriptor)
 
 
-class Loop(ThreadWorker):  # type: ignore[misc]
-    """What a worker of this kind fills in: accept, sweep, leave, release. nr_conns is its count of connections."""
+class Loop(ThreadWorker, ABC):  # type: ignore[misc]
+    """What a worker of this kind fills in: accept, sweep, leave, hurry, release. nr_conns is its count of connections.
+    cfg.user_limits: {"drain": seconds after SIGTERM in which it still accepts, "grace": seconds after that}."""
 
     poller: selectors.BaseSelector
     nr_conns: int
@@ -72,15 +74,18 @@ class Loop(ThreadWorker):  # type: ignore[misc]
 
     # ---- for a worker to fill in ----------------------------------------------------------------
 
-    def accept(self, listener: Any) -> None:
-        """A listener has a connection."""
-        raise NotImplementedError
+    @abstractmethod
+    def accept(self, listener: Any) -> bool:
+        """A listener may have a connection. False: it has none, or none can be taken."""
 
     def sweep(self) -> None:
         """In every turn: waits that are over."""
 
-    def leave(self, deadline: float) -> None:
-        """Shutdown begins; who has asked nothing should be gone by the deadline (monotonic seconds)."""
+    def leave(self) -> None:
+        """Shutdown begins, and requests are still taken: for a while, nobody is to stay."""
+
+    def hurry(self, deadline: float) -> None:
+        """No more connections; who has asked nothing should be gone by the deadline (monotonic seconds)."""
 
     def release(self) -> None:
         """The end: every connection that is still there."""
@@ -88,7 +93,7 @@ class Loop(ThreadWorker):  # type: ignore[misc]
     # ---- the loop -------------------------------------------------------------------------------
 
     def handle_exit(self, sig: Any, frame: Any) -> None:
-        """SIGTERM: the loop ends when it has answered what was asked."""
+        """SIGTERM: the loop ends when others know that it does, and it has answered what was asked."""
         if self.alive:
             self.alive = False
             self.calls.defer(lambda: None)
@@ -99,23 +104,35 @@ class Loop(ThreadWorker):  # type: ignore[misc]
             self._accept_while(self.nr_conns < self.worker_connections)
             self._turn()
         self.alive = False
-        self._accept_while(False)
-        self.leave(time.monotonic() + LINGER_TIME)
-        deadline = time.monotonic() + self.cfg.graceful_timeout
+        self.leave()
+        end = time.monotonic() + self.cfg.user_limits["drain"]
+        while time.monotonic() < end and self.is_parent_alive():
+            self._accept_while(self.nr_conns < self.worker_connections)
+            self._turn()
+        self._accept_last()
+        self.hurry(time.monotonic() + LINGER_TIME)
+        deadline = time.monotonic() + self.cfg.user_limits["grace"]
         while self.nr_conns > 0 and time.monotonic() <= deadline:
             self._turn()
         self.release()
         self.tpool.shutdown(wait=False)
         self.poller.close()
         self.calls.close()
-        for listener in self.sockets:
-            listener.close()
 
     def _turn(self) -> None:
         self.notify()
         for key, _ in self.poller.select(TURN):
             key.data(key.fileobj)
         self.sweep()
+
+    def _accept_last(self) -> None:
+        """Who is before the door is let in, and the door is shut: whoever comes now learns at once that nobody is here."""
+        self._accept_while(False)
+        for listener in self.sockets:
+            listener.setblocking(False)
+            while self.nr_conns < self.worker_connections and self.accept(listener):
+                pass
+            listener.close()
 
     def _accept_while(self, room: bool) -> None:
         if room == self._accepting:

@@ -17,8 +17,9 @@ from gunicorn.app.base import BaseApplication
 
 from ..errors import SettingsError, StorageError
 from . import changes
+from .addresses import among
 from .app import make_admin_app, make_device_app
-from .context import Context, is_address
+from .context import DRAIN_MAX, Context, is_address
 from .servertls import ServerTls
 
 __all__ = ["places", "serve"]
@@ -27,13 +28,18 @@ HANDSHAKE_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
 KEEPALIVE_SECONDS = 15
 CONNECTIONS = 1000
-GRACE_SECONDS = 20
+GRACE_SECONDS = 20  # for what is being answered when the proxy ends, at least
+GRACE_MARGIN = 5  # seconds beyond an exchange with the CA
 FILES = 256  # descriptors for what is no connection of a client
 
 
-def serve(data: Path, listen: str, admin_listen: str) -> int:
-    """Serves until SIGTERM or SIGINT. DIR/run.json names process and ports meanwhile."""
+def serve(data: Path, listen: str, admin_listen: str, drain: int | None = None) -> int:
+    """Serves until SIGTERM or SIGINT. DIR/run.json names process and ports meanwhile. drain: seconds for which it goes on
+    after SIGTERM; None: as configured."""
     context = Context.open(data)
+    drain = context.config.drain if drain is None else drain
+    if not 0 <= drain <= DRAIN_MAX:
+        raise SettingsError("--drain", f"is not a number from 0 to {DRAIN_MAX}")
     run = data / "run.json"
     listen, admin_listen = listen or context.config.listen, admin_listen or context.config.admin_listen
     for option, address in (("--listen", listen), ("--admin-listen", admin_listen)):
@@ -48,7 +54,7 @@ def serve(data: Path, listen: str, admin_listen: str) -> int:
     context.db.close()  # a connection must not cross a fork
     pid = os.getpid()
     try:
-        _Server(data, listen, admin_listen).run()
+        _Server(data, listen, admin_listen, drain).run()
     finally:
         if os.getpid() == pid and _is_of(run, pid):  # a worker leaves this way, too
             run.unlink(missing_ok=True)
@@ -79,8 +85,9 @@ def _look_free(address: str) -> None:
 
 
 class _Server(BaseApplication):  # type: ignore[misc]
-    def __init__(self, data: Path, listen: str, admin_listen: str) -> None:
+    def __init__(self, data: Path, listen: str, admin_listen: str, drain: int) -> None:
         self._data = data
+        self._drain = drain
         self._binds = [listen, admin_listen]
         self._tls: ServerTls | None = None
         self._admin: Any = None
@@ -95,7 +102,8 @@ class _Server(BaseApplication):  # type: ignore[misc]
         put("threads", context.config.threads)
         put("worker_connections", CONNECTIONS)
         put("keepalive", KEEPALIVE_SECONDS)
-        put("graceful_timeout", GRACE_SECONDS)
+        grace = max(GRACE_SECONDS, context.config.upstream_timeout + GRACE_MARGIN)
+        put("graceful_timeout", self._drain + grace + GRACE_MARGIN)  # the worker's own bounds come first
         put("timeout", 120)
         put("proc_name", "ca-proxy")
         put("limit_request_line", 8190)  # a SCEP message in a URL
@@ -108,10 +116,13 @@ class _Server(BaseApplication):  # type: ignore[misc]
         if "control_socket_disable" in self.cfg.settings:  # newer gunicorns would open one
             put("control_socket_disable", True)
         self.cfg.is_admin = lambda server: server == self._admin
+        self.cfg.sends_preface = lambda address: among(context.config.proxy_protocol, address)
         self.cfg.user_limits = {
             "handshake": HANDSHAKE_SECONDS,
             "request": REQUEST_SECONDS,
             "waiting": context.config.waiting,
+            "drain": self._drain,
+            "grace": grace,
         }
 
     def load(self) -> Callable[..., Iterable[bytes]]:

@@ -30,6 +30,7 @@ from gunicorn.workers.gthread import TConn
 from .changes import Change, Watch
 from .framing import CUT, Cut, FramingError, expects_continue, request_length
 from .loop import LINGER_TIME, Loop
+from .preface import Preface, PrefaceError
 from .waiting import KEY, REQUEST_MAX, Parked, Place, Room, Visit, retry_soon
 
 __all__ = ["BODY_MAX", "Connection", "Worker"]
@@ -62,12 +63,15 @@ class Connection(TConn):  # type: ignore[misc]
     """A client connection. `deadline` (monotonic seconds) bounds the current wait."""
 
     sock: socket.socket
+    client: Any  # its address, and its port; of who is behind a balancer when that has said so
 
     def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any, *, admin: bool) -> None:
         super().__init__(cfg, sock, client, server)
         self.admin = admin
         self.body_max = ADMIN_BODY_MAX if admin else BODY_MAX
         self.buffer = bytearray()
+        # what a balancer says before the client's handshake begins
+        self.preface = Preface() if not admin and cfg.sends_preface(client[0]) else None
         self.established = admin
         self.continued = False
         self.idle = False
@@ -83,9 +87,12 @@ class Connection(TConn):  # type: ignore[misc]
     def advance(self) -> int:
         """Handshake and reading as far as the octets go. READ or WRITE: wait for that; 0: a request is whole.
 
-        Raises FramingError, _Gone, OSError (ssl.SSLError is one).
+        Raises PrefaceError, FramingError, _Gone, OSError (ssl.SSLError is one).
         """
         try:
+            if self.preface is not None:
+                self.client = self.preface.read(self.sock) or self.client
+                self.preface = None
             if not self.established:
                 self._handshake()
             taken = 0
@@ -122,6 +129,8 @@ class Connection(TConn):  # type: ignore[misc]
     def _handshake(self) -> None:
         if not isinstance(self.sock, ssl.SSLSocket):
             context = gunicorn_sock.ssl_context(self.cfg)
+            # making it may have waited for the database, which is not the client's fault
+            self.deadline = time.monotonic() + self.cfg.user_limits["handshake"]
             self.sock = context.wrap_socket(self.sock, server_side=True, do_handshake_on_connect=False)
             self.sock.setblocking(False)
         assert isinstance(self.sock, ssl.SSLSocket)
@@ -205,9 +214,9 @@ class Connection(TConn):  # type: ignore[misc]
 
 
 class Worker(Loop):
-    """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}; cfg.is_admin(listener's name): plain HTTP
-    there?; cfg.changes_since(position): the changes after it; cfg.hear_changes: see changes.hearing;
-    cfg.note_lag(seconds): a connection waited for a thread."""
+    """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}, and as of Loop; cfg.is_admin(listener's name):
+    plain HTTP there?; cfg.sends_preface(address): does the PROXY protocol come from there?; cfg.changes_since(position):
+    the changes after it; cfg.hear_changes: see changes.hearing; cfg.note_lag(seconds): a connection waited for a thread."""
 
     wsgi: Any
 
@@ -243,7 +252,7 @@ class Worker(Loop):
 
     # ---- main thread: accepting, waiting, ending ------------------------------------------------
 
-    def accept(self, listener: Any) -> None:
+    def accept(self, listener: Any) -> bool:
         try:
             client, address = listener.accept()
         except OSError as err:
@@ -253,11 +262,12 @@ class Worker(Loop):
                 time.sleep(0.01)
             elif err.errno not in {errno.EAGAIN, errno.ECONNABORTED, errno.EPROTO}:
                 raise
-            return
+            return False
         self.nr_conns += 1
         server = listener.getsockname()
         admin = self.cfg.is_admin(server)
         self._wait(Connection(self.cfg, client, address, server, admin=admin), READ)
+        return True
 
     def enqueue_req(self, conn: Connection) -> None:
         conn.since = time.monotonic()
@@ -374,12 +384,15 @@ class Worker(Loop):
         self.watch.stop()
         self.admin_pool.shutdown(wait=False)
 
-    def leave(self, deadline: float) -> None:
-        """Shutdown: who has sent nothing of a request does not keep us, and who waits is to wait elsewhere."""
+    def leave(self) -> None:
+        """Shutdown begins: who waits is to wait elsewhere, and /readyz says so."""
         self.room.closed = True
         for conn in list(self.parked.values()):
             self._unpark(conn)
             self._dismiss(conn)
+
+    def hurry(self, deadline: float) -> None:
+        """Who has sent nothing of a request does not keep us."""
         for conn in self.waiting:
             conn.deadline = min(conn.deadline, deadline)
 
@@ -465,6 +478,9 @@ class Worker(Loop):
             return wants if wants else self._serve(conn)
         except FramingError as err:
             conn.refuse(err.status, err.sentence)
+        except PrefaceError as err:
+            self.log.warning("a connection from the balancer %s is refused: %s", conn.client[0], err)
+            return GONE
         except _Gone:
             return GONE
         except ssl.SSLError as err:

@@ -336,6 +336,7 @@ def test_a_profile_with_two_certificates_by_keyboard(walk: Any, gate: Proxy) -> 
     page.keyboard.type("2")
     page.get_by_role("button", name="Save", exact=True).press("Enter")
     page.get_by_text("Saved. Its devices are told at once.").wait_for()
+    page.get_by_text("It is set: leave this empty").nth(1).wait_for()
     shown = gate.cli("profile", "show", "Two")
     assert '"lan2"' in shown and re.search(r'"renewal_period_days": 14', shown)
     # a friendly name changes, its password stays; nobody sees it

@@ -21,7 +21,8 @@ COMMANDS = {
     "rmagent": ["", "register", "sync"],
     "lab-ca": ["", "serve"],
     "ca-proxy": [
-        "", "init", "serve", "migrate", "ca", "ca set-est", "ca set-scep", "ca show", "ca test", "ca clear", "device add",
+        "", "init", "serve", "front-files",
+        "migrate", "ca", "ca set-est", "ca set-scep", "ca show", "ca test", "ca clear", "device add",
         "device token", "device list", "device remove", "device import", "profile set", "profile list",
         "profile remove", "profile assign", "profile unassign", "profile passthrough", "device scep-url", "enrollments",
         "profile show", "profile preview",
@@ -217,6 +218,11 @@ def test_serve_says_what_is_wrong_with_an_address(data: Path) -> None:
             )
             assert done.returncode == code and done.stderr.startswith(f"ca-proxy: error: {text}"), done.stderr
             assert len(done.stderr.splitlines()) <= 2
+    done = run("ca-proxy", "serve", "--data", data, "--drain", "601")
+    assert (done.returncode, done.stderr) == (
+        78,
+        "ca-proxy: error: --drain: is not a number from 0 to 600\n",
+    )
 
 
 def test_a_second_proxy_of_a_directory_leaves_the_first_ones_note(data: Path, tmp_path: Path) -> None:
@@ -229,6 +235,8 @@ def test_a_second_proxy_of_a_directory_leaves_the_first_ones_note(data: Path, tm
         "127.0.0.1:0",
         "--admin-listen",
         "127.0.0.1:0",
+        "--drain",
+        "0",
     ]
     with contextlib.ExitStack() as first:
         first.enter_context(served(args, data / "run.json", tmp_path / "first.log"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import http.client
 import json
 import socket
 import time
@@ -213,17 +212,17 @@ def test_one_connection_serves_a_whole_sync(gate: Proxy, root: Path, monkeypatch
     device = gate.device(root, "ONE", "tc-one", directory="/One")
     opened: list[Link] = []
     asked: list[str] = []
-    new, send = Link._new, Link.send
+    new, send = Link._open, Link.send
 
-    def opens(link: Link) -> http.client.HTTPConnection:
+    def opens(link: Link, end: float) -> socket.socket:
         opened.append(link)
-        return new(link)
+        return new(link, end)
 
     def asks(link: Link, request: Request) -> Response:
         asked.append(request.path)
         return send(link, request)
 
-    monkeypatch.setattr(Link, "_new", opens)
+    monkeypatch.setattr(Link, "_open", opens)
     monkeypatch.setattr(Link, "send", asks)
     with Agent(load(str(root)), Log("rmagent", screen=False)) as agent:
         assert agent.sync() == 0

@@ -9,14 +9,19 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from .scenarios import FULL, QUICK, SCENARIOS, as_json, table
+from .scenarios import FULL, QUICK, as_json, table
+from .scenarios import SCENARIOS as ALONE
+from .siege import siege
 
+SCENARIOS = {**ALONE, "siege": siege}
 EPILOG = """scenarios (default: all)
   overhead  relayed enrollments on kept and on fresh connections, over EST and SCEP; nginx in the proxy's place
   storm     10000 devices that wait get a profile at once; the CA takes 50 ms, 8 at a time, and fails for a minute
   idle      5000 devices wait for other settings, at rest and when these come
   stalled   enrollments beside 20 silent clients and 20 with half a ClientHello, and without
   curve     enrollments with 10, 1000 and 100000 devices on record
+  siege     2000 devices enroll at three proxies on PostgreSQL behind HAProxy while the proxies are killed in turn, every
+            five seconds, and PostgreSQL is restarted
 
 CA, proxy and devices are processes of their own and end with the test; everything listens on loopback. Run it from the
 root of the repository, where scripts/setup --dev has been. Exit: 0; 1 when a limit is missed (with --quick never)."""
@@ -31,7 +36,9 @@ def main() -> int:
     parser.add_argument(
         "--quick", action="store_true", help="small, to see that it runs; the figures say nothing"
     )
-    parser.add_argument("--devices", type=int, metavar="N", help="devices of storm and idle (at most 20000)")
+    parser.add_argument(
+        "--devices", type=int, metavar="N", help="devices of storm, idle and siege (at most 20000)"
+    )
     parser.add_argument("--outage", type=float, metavar="SECONDS", help="for which the CA fails in the storm")
     parser.add_argument(
         "--delay", type=float, metavar="SECONDS", help="that the CA takes in the storm (default 0.05)"
@@ -41,7 +48,12 @@ def main() -> int:
     args = parser.parse_args()
     size = QUICK if args.quick else FULL
     if args.devices:
-        size = replace(size, storm=min(args.devices, 20_000), idle=min(args.devices, 20_000))
+        size = replace(
+            size,
+            storm=min(args.devices, 20_000),
+            idle=min(args.devices, 20_000),
+            siege=min(args.devices, 20_000),
+        )
     if args.outage is not None:
         size = replace(size, outage=args.outage)
     if args.delay is not None:

@@ -8,6 +8,7 @@ machine share.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import resource
@@ -57,9 +58,12 @@ class Player:
         self.loop = Loop()
         self.turn: Iterator[Device] = iter(())
         self.parked = 0
+        self.left = 0
+        self.patience = float(plan.get("patience", PATIENCE))
 
     def play(self) -> None:
-        parts = {"fresh": self.fresh, "kept": self.kept, "idle": self.idle, "storm": self.storm}
+        parts = {"fresh": self.fresh, "kept": self.kept, "idle": self.idle, "storm": self.storm,
+                 "siege": self.siege}  # fmt: skip
         part = parts[self.plan["part"]]
         self._say(ready=len(self.devices))
         sys.stdin.readline()
@@ -164,6 +168,33 @@ class Player:
             while (left := again - time.time()) > 0:
                 yield left
 
+    def siege(self) -> None:
+        """Each device enrolls, all at once, and asks until it has its certificate; connections may break, and nobody stays
+        away for longer than `longest` seconds. When all have theirs, each asks once more."""
+        self.left = len(self.devices)
+        for device in self.devices:
+            self.loop.spawn(self._besieged(device))
+
+    def _besieged(self, device: Device) -> Task:
+        yield random.random()
+        csr, longest = self.csr(device), self.plan["longest"]
+        for wait_for_all in (True, False):
+            while not isinstance(
+                outcome := (yield from self._noted(device, self._once(device, csr))), Issued
+            ):
+                after = outcome.retry_after if outcome and outcome.retry_after else self.plan["again"]
+                yield min(after, longest) * random.uniform(0.5, 1)
+            self.left -= wait_for_all
+            while wait_for_all and self.left:
+                yield 0.5
+
+    def _once(self, device: Device, csr: bytes) -> Task:
+        line = yield from self._open(device)
+        try:
+            return (yield from self._request(device, line, csr))
+        finally:
+            line.close()
+
     def _on_a_new_line(self, device: Device, csr: bytes) -> Task:
         line = yield from self._open(device)
         try:
@@ -185,7 +216,7 @@ class Player:
             return None
 
     def _open(self, device: Device) -> Task:
-        return (yield from Line.open(self.tls, device.pem, self.plan["port"], PATIENCE))
+        return (yield from Line.open(self.tls, device.pem, self.plan["port"], self.patience))
 
     def csr(self, device: Device) -> bytes:
         """Another one each time: the signature is random."""
@@ -199,16 +230,19 @@ class Player:
         request = est.enroll_request(csr, self.profile.friendly_name)
         headers = "".join(f"{name}: {value}\r\n" for name, value in request.headers)
         at = time.monotonic()
-        answer, timing = yield from line.ask(request.method, request.path, headers, request.body, PATIENCE)
-        return self._outcome(device, answer, timing, at)
+        answer, timing = yield from line.ask(
+            request.method, request.path, headers, request.body, self.patience
+        )
+        return self._outcome(device, answer, timing, at, csr)
 
     def _outcome(
-        self, device: Device, answer: Response, timing: Timing, at: float
+        self, device: Device, answer: Response, timing: Timing, at: float, csr: bytes
     ) -> Issued | Pending | Refused:
         outcome = est.enroll_reply(answer, int(time.time()))
         row: dict[str, Any] = {"unit": device.unit, "at": at, "status": answer.status}
         if isinstance(outcome, Issued):
             cert = crypto.parse_certificate(outcome.certificates[0])
+            row["serial"], row["csr"] = cert.serial_hex, hashlib.sha256(csr).hexdigest()
             row["right"] = cert.spki == self.key.spki() and cert.cn == fleet.facts(device.unit).hostname
         else:
             row["after"] = outcome.retry_after

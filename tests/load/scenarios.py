@@ -30,7 +30,7 @@ HALF_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """rounds: of what is compared, in turn; each: enrollments in one; storm, idle: devices; outage, rest: seconds;
+    """rounds: of what is compared, in turn; each: enrollments in one; storm, idle, siege: devices; outage, rest: seconds;
     full: devices in the databases of the curve; delay: seconds that the CA of the storm takes for a certificate."""
 
     rounds: int
@@ -41,9 +41,10 @@ class Size:
     rest: float
     full: tuple[int, ...]
     delay: float = 0.05
+    siege: int = 60
 
 
-FULL = Size(7, 400, 10_000, 60.0, 5_000, 30.0, (10, 1_000, 100_000))
+FULL = Size(7, 400, 10_000, 60.0, 5_000, 30.0, (10, 1_000, 100_000), siege=2_000)
 QUICK = Size(1, 24, 60, 1.0, 40, 0.5, (10, 50))
 
 

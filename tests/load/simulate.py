@@ -194,7 +194,7 @@ def simulate(plan: Plan) -> Result:
 def outages(seconds: int) -> tuple[tuple[int, int], ...]:
     """Six hours every two months, and once two days."""
     short = [(at, at + 6 * HOUR) for at in range(45 * DAY, seconds, 61 * DAY)]
-    return tuple([*short, (200 * DAY, 202 * DAY)])
+    return (*short, (200 * DAY, 202 * DAY))
 
 
 def row(result: Result, relay_ms: float) -> dict[str, Any]:

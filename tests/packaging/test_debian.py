@@ -118,7 +118,8 @@ def test_from_package_to_package(device: System, server: System, ca: LabCa, tmp_
     server.run("ca-proxy", "profile", "assign", "lan", "--data", DATA, "--directory", "/")
     added = server.run("ca-proxy", "device", "add", "--data", DATA, "--unit-id", "00E0C5123456", "--json")
     log = tmp_path / "log"
-    options = ["serve", "--data", DATA, "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]
+    here = "127.0.0.1:0"
+    options = ["serve", "--data", DATA, "--listen", here, "--admin-listen", here, "--drain", "0"]
     with server.running(*proxy, *options, log=log) as process:
         until(server.at(DATA + "/run.json"), process, log)
         port = json.loads(server.at(DATA + "/run.json").read_text())["device_port"]

@@ -24,7 +24,7 @@ from tests.support.writelog import blockdev, read_log, states
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("qemu-power")]
 
 LEAST = 200  # crash points of an enrollment and a renewal together
-BOOTED = 3  # of the disks that they leave, so many are booted; every one is judged, and gone on with here
+BOOTED = 2  # of the disks that they leave, so many are booted; every one is judged, and gone on with here
 KILLS, OF_BOOTS = 10, 2  # so many while the guest boots, the others while it renews without end
 
 # The guest's own run at boot has come to its end: a certificate, and nothing left half done.

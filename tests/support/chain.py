@@ -19,6 +19,8 @@ from typing import Any
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
+from tests.support.forks import ca_proxy
+
 __all__ = ["Device", "LabCa", "Proxy", "command", "lab_ca", "proxy", "run", "served"]
 
 START_SECONDS = 30
@@ -69,7 +71,7 @@ def served(args: list[str | Path], run_json: Path, log: Path) -> Iterator[dict[s
     finally:
         process.terminate()
         try:
-            process.wait(25)
+            process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(5)
@@ -123,11 +125,19 @@ class Proxy:
         return f"https://localhost:{self.port}"
 
     def cli(self, *args: str | Path, **more: Any) -> str:
-        return ok("ca-proxy", *args, env={"CA_PROXY_DATA": str(self.data)}, **more)
+        done = self._command(*args, **more)
+        assert done.returncode == 0, f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def _command(self, *args: str | Path, **more: Any) -> subprocess.CompletedProcess[str]:
+        env = {"CA_PROXY_DATA": str(self.data)}
+        if more:
+            return run("ca-proxy", *args, env=env, **more)
+        return ca_proxy([*map(str, args)], {**os.environ, **env}, 60)
 
     def refused(self, *args: str | Path) -> tuple[int, str]:
         """Exit code and stderr of a command that must fail, in one or two plain lines."""
-        done = run("ca-proxy", *args, env={"CA_PROXY_DATA": str(self.data)})
+        done = self._command(*args)
         assert done.returncode not in {0, 2} and "Traceback" not in done.stderr, done.stderr
         return done.returncode, done.stderr
 
@@ -185,14 +195,18 @@ class Proxy:
         client: Device | tuple[Path, Path] | None = None,
         headers: dict[str, str] | None = None,
         timeout: float = 30,
+        source: str = "",
     ) -> tuple[int, dict[str, str], bytes]:
-        """Status, headers and body of a request; `client` authenticates it."""
+        """Status, headers and body of a request; `client` authenticates it. source: the address that it comes from."""
         context = ssl.create_default_context(cafile=str(self.data / "trust.pem"))
         if isinstance(client, Device):
             client = (client.agent / "cert.pem", client.agent / "key.pem")
         if client:
             context.load_cert_chain(*client)
-        connection = http.client.HTTPSConnection("localhost", self.port, context=context, timeout=timeout)
+        connection = http.client.HTTPSConnection(
+            "localhost", self.port, context=context, timeout=timeout,
+            source_address=(source, 0) if source else None,
+        )  # fmt: skip
         try:
             connection.request(method, path, body, headers or {})
             answer = connection.getresponse()
@@ -253,18 +267,21 @@ class Device:
 
 
 @contextlib.contextmanager
-def proxy(data: Path, config: str = "", port: int = 0, names: tuple[str, ...] = ()) -> Iterator[Proxy]:
+def proxy(
+    data: Path, config: str = "", port: int = 0, names: tuple[str, ...] = (), drain: int = 0
+) -> Iterator[Proxy]:
     """A fresh proxy, or the one that is in `data` already; `config` goes to proxy.toml. `names`: more of its names."""
     password = ""
     if not data.exists():
-        made = json.loads(
-            ok("ca-proxy", "init", "--data", data, "--hostname", "localhost", "127.0.0.1", *names, "--json")
-        )
+        words = ["init", "--data", str(data), "--hostname", "localhost", "127.0.0.1", *names, "--json"]
+        done = ca_proxy(words, dict(os.environ), 60)
+        assert done.returncode == 0, done.stderr
+        made = json.loads(done.stdout)
         password = made["admin_password"]
     if config:
         with (data / "proxy.toml").open("a") as file:
             file.write(config + "\n")
     args: list[str | Path] = ["ca-proxy", "serve", "--data", data, "--listen", f"127.0.0.1:{port}"]
-    args += ["--admin-listen", "127.0.0.1:0"]
+    args += ["--admin-listen", "127.0.0.1:0", "--drain", str(drain)]
     with served(args, data / "run.json", data.parent / "proxy.log") as state:
         yield Proxy(data, state["device_port"], state["admin_port"], password)

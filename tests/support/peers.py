@@ -33,6 +33,7 @@ SYSTEM = {
     "eapol_test": "eapol_test",
     "freeradius": "freeradius",
     "gdbus": "gdbus",
+    "haproxy": "haproxy",
     "hostapd": "hostapd",
     "ip": "ip",
     "java": "java",

@@ -20,7 +20,7 @@ from igelcert.proxy import (
     certificates,
     changes,
     devices,
-    enrollments,
+    enrollment_log,
     importing,
     inventory,
     overview,
@@ -407,14 +407,16 @@ def test_enrollments_are_searched_and_exported(context: Context) -> None:
     for index in range(30):
         has_request(context, f"u{index}", "lan", "issued" if index % 3 else "refused", moment - index * DAY)
     has_request(context, "evil", "=cmd()", "failed", moment + 1, reason='a,b"c\nd')
-    assert enrollments.search(context, state="refused").total == 10
-    assert enrollments.search(context, since=moment - 5 * DAY, until=moment).total == 5
-    assert enrollments.search(context, text="EVIL").items[0].reason.startswith("a,b")
+    assert enrollment_log.search(context, state="refused").total == 10
+    assert enrollment_log.search(context, since=moment - 5 * DAY, until=moment).total == 5
+    assert enrollment_log.search(context, text="EVIL").items[0].reason.startswith("a,b")
     rows = list(
-        csv.DictReader(io.StringIO("".join(enrollments.sheet(enrollments.search(context, limit=0).items))))
+        csv.DictReader(
+            io.StringIO("".join(enrollment_log.sheet(enrollment_log.search(context, limit=0).items)))
+        )
     )
     assert len(rows) == 31 and rows[0]["friendly_name"] == "'=cmd()" and rows[0]["reason"] == 'a,b"c; d'
-    days = enrollments.by_day(context, 7)
+    days = enrollment_log.by_day(context, 7)
     assert len(days) == 7 and sum(sum(states.values()) for _, states in days) in {7, 8}
 
 

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from igelcert.codec.http import Request
-from igelcert.device.transport import Link, client_context
-from igelcert.errors import TransportError
+from igelcert.device.transport import Link, client_context, split_url
+from igelcert.errors import SettingsError, TransportError
 from tests.support.badca import make_ca, sign
 
 PEM = serialization.Encoding.PEM
@@ -73,3 +73,39 @@ def test_a_certificate_that_is_not_trusted(
     assert (
         caught.value.link == "tls-trust" and says in str(caught.value) and caught.value.hint.startswith(hint)
     )
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "port"),
+    [
+        ("https://proxy.example", "proxy.example", 443),
+        ("https://bücher.example:8443", "xn--bcher-kva.example", 8443),
+        ("https://[::1]:8443/", "::1", 8443),
+    ],
+)
+def test_where_a_url_leads(url: str, host: str, port: int) -> None:
+    assert split_url(url) == (host, port)
+
+
+def test_a_host_that_has_no_name_in_dns() -> None:
+    with pytest.raises(SettingsError, match="has no name of a host"):
+        split_url(f"https://{'ü' * 80}.example")
+
+
+@pytest.mark.parametrize(
+    ("url", "field"),
+    [
+        ("http://proxy.example", b"proxy.example"),
+        ("http://proxy.example:8080", b"proxy.example:8080"),
+        ("http://[::1]:8080", b"[::1]:8080"),
+        ("http://[::1]", b"[::1]"),
+    ],
+)
+def test_the_host_field(monkeypatch: pytest.MonkeyPatch, url: str, field: bytes) -> None:
+    """RFC 9110 7.2: the port is left out where it is the scheme's."""
+    ours, theirs = socket.socketpair()
+    theirs.sendall(b"HTTP/1.1 204 No Content\r\n\r\n")
+    monkeypatch.setattr(Link, "_open", lambda self, end: ours)
+    with Link(url, None) as link, theirs:
+        assert link.send(Request("GET", "/x")).status == 204
+        assert theirs.recv(4096).startswith(b"GET /x HTTP/1.1\r\nHost: " + field + b"\r\n")

@@ -244,6 +244,7 @@ class Pool:
 def worker(table: Table, watch: Watch) -> Iterator[Worker]:
     cfg = Config()
     cfg.user_limits = {"handshake": 1, "request": 1, "waiting": 5}
+    cfg.sends_preface = lambda address: address == "balancer"
     made = Worker(1, os.getpid(), [], None, 30, cfg, logging.getLogger("test"))
     made.poller, made.tpool, made.watch = selectors.DefaultSelector(), Pool(), watch
     yield made
@@ -256,7 +257,7 @@ def test_what_the_poller_saw_before_a_change_is_nothing_after_it(worker: Worker,
     """One round of the poller brings a change and, for the same connection, octets or its end: one thread gets it."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        conn = Connection(worker.cfg, ours, "", "", admin=False)
+        conn = Connection(worker.cfg, ours, ("", 0), "", admin=False)
         conn.request, conn.visit = b"GET / HTTP/1.1\r\n\r\n", Visit(worker.room, 100)
         with pytest.raises(Parked):
             conn.visit.wait(Place("A", "/", '"x"', 0), 60)
@@ -271,3 +272,21 @@ def test_what_the_poller_saw_before_a_change_is_nothing_after_it(worker: Worker,
         key.data(key.fileobj)
         assert worker.tpool.work == [conn] and worker.nr_conns == 1 and worker.room.taken == 1
         assert conn.buffer == b"" and ours.fileno() >= 0, "it is the thread's now"
+
+
+def test_half_a_preface_has_as_long_as_a_handshake(worker: Worker) -> None:
+    """A balancer's connection whose PROXY header does not come to its end holds no thread, and is closed."""
+    worker.cfg.user_limits = {**worker.cfg.user_limits, "handshake": 0.2}
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        conn = Connection(worker.cfg, ours, ("balancer", 1), "", admin=False)
+        worker.nr_conns = 1
+        for part in (b"\r\n\r\n\0\r\nQU", b"IT\n\x21\x11\x00\x0c"):
+            theirs.sendall(part)
+            assert conn.advance() == selectors.EVENT_READ
+        worker._wait(conn, selectors.EVENT_READ)
+        worker.sweep()
+        assert worker.waiting == {conn}
+        time.sleep(0.3)
+        worker.sweep()
+        assert not worker.waiting and worker.nr_conns == 0 and ours.fileno() == -1

@@ -10,7 +10,7 @@ from flask import Response, g, request
 
 from .. import audit
 from ..context import Context
-from ..identity import is_frontend
+from ..identity import address_of, is_frontend
 from . import accounts, sessions
 from .sessions import Session
 
@@ -77,12 +77,8 @@ def is_secure(context: Context) -> bool:
 
 
 def address(context: Context) -> str:
-    """Where the request comes from; of a trusted front end, what it says last."""
-    remote = request.remote_addr or "unknown"
-    if is_frontend(context, remote):
-        said = request.headers.get("X-Forwarded-For", "").rpartition(",")[2].strip()
-        return said[:64] or remote
-    return remote
+    """Where the request comes from."""
+    return address_of(context, request.environ)
 
 
 def protect(response: Response) -> Response:

@@ -8,7 +8,7 @@ from typing import Any
 from ...errors import SettingsError
 from ...model import KEY_TYPES
 from ...settings import MOMENT_MAX
-from ..enrollments import STATES as ENROLLMENT_STATES
+from ..enrollment_log import STATES as ENROLLMENT_STATES
 from ..inventory import STATES as DEVICE_STATES
 from ..renewals import WITHIN_MAX
 from ..upstream.config import RATE_MAX

@@ -33,7 +33,7 @@ class EstUpstream:
     def __init__(self, config: CaConfig, timeout: float) -> None:
         self.config = config
         # its dates are looked at with every request: it may expire while this lives
-        self._keystore = open_keystore(config.keystore, config.password, 0)
+        self._keystore = open_keystore(config.keystore, config.password, int(time.time()), stored=True)
         tls = _client_context(self._keystore)
         self._channel = Channel(config.est.host, config.est.port, timeout, tls, TRUST_HINT)
 

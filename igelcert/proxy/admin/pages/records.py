@@ -8,7 +8,7 @@ from typing import Any
 
 from flask import Blueprint, Response, render_template, request
 
-from ... import audit, certificates, enrollments
+from ... import audit, certificates, enrollment_log
 from ...context import Context
 from ...database import now
 from .. import charts
@@ -25,11 +25,11 @@ def add(routes: Blueprint, context: Context) -> None:
     @show(context)
     def enrollments_page() -> Answer:
         filters, offset = _filters(), number("offset")
-        found = enrollments.search(context, **_query(filters), limit=PAGE_SIZE, offset=offset)
+        found = enrollment_log.search(context, **_query(filters), limit=PAGE_SIZE, offset=offset)
         weeks = [(begin, [("expiring", count)]) for begin, count in certificates.by_week(context, WEEKS)]
         days = [
             (begin, [(result, states.get(result, 0)) for result in RESULTS])
-            for begin, states in enrollments.by_day(context, DAYS)
+            for begin, states in enrollment_log.by_day(context, DAYS)
         ]
         with context.db.read() as connection:
             ages = certificates.by_age(connection, now())
@@ -38,7 +38,7 @@ def add(routes: Blueprint, context: Context) -> None:
             found=found.items,
             pages=offset_links("enrollments_page", found.total, offset, **filters),
             filters=filters,
-            states=enrollments.STATES,
+            states=enrollment_log.STATES,
             expiries=charts.bars("Certificates that expire, by week", weeks, 4),
             results=charts.bars("Requests by result, by day", days, 5),
             ages=ages,
@@ -48,8 +48,8 @@ def add(routes: Blueprint, context: Context) -> None:
     @routes.get("/enrollments/export.csv")
     @show(context)
     def enrollments_export() -> Answer:
-        rows = enrollments.search(context, **_query(_filters()), limit=0).items
-        response = Response("".join(enrollments.sheet(rows)), content_type="text/csv; charset=utf-8")
+        rows = enrollment_log.search(context, **_query(_filters()), limit=0).items
+        response = Response("".join(enrollment_log.sheet(rows)), content_type="text/csv; charset=utf-8")
         response.headers["Content-Disposition"] = 'attachment; filename="enrollments.csv"'
         return response
 
@@ -76,7 +76,7 @@ def _filters() -> dict[str, str]:
 
 
 def _query(filters: dict[str, str]) -> dict[str, Any]:
-    state = filters["state"] if filters["state"] in enrollments.STATES else ""
+    state = filters["state"] if filters["state"] in enrollment_log.STATES else ""
     until = _date(filters["until"])
     return {
         "text": filters["search"],

@@ -6,7 +6,7 @@ from typing import Any
 
 from flask import Response
 
-from ... import audit, certificates, enrollments, inventory, paging
+from ... import audit, certificates, enrollment_log, inventory, paging
 from ...database import now
 from ..schemas import Schema
 from .operations import JSON, PAGED, WORD, Call, Operation, page
@@ -14,7 +14,7 @@ from .operations import JSON, PAGED, WORD, Call, Operation, page
 __all__ = ["OPERATIONS"]
 
 MOMENT: Schema = {"type": "integer", "minimum": 0, "maximum": 1 << 40, "default": 0}
-FOUND = {"search": WORD, "unit_id": WORD, "state": {"enum": ["", *enrollments.STATES], "default": ""}}
+FOUND = {"search": WORD, "unit_id": WORD, "state": {"enum": ["", *enrollment_log.STATES], "default": ""}}
 FOUND |= {"since": MOMENT, "until": MOMENT}
 
 
@@ -29,14 +29,14 @@ def _overview(call: Call) -> Any:
             {"begin": begin, "count": count} for begin, count in certificates.by_week(context, 26)
         ],
         "results_by_day": [
-            {"begin": begin, "results": results} for begin, results in enrollments.by_day(context, 30)
+            {"begin": begin, "results": results} for begin, results in enrollment_log.by_day(context, 30)
         ],
     }
 
 
 def _enrollment_rows(call: Call, **bounds: int) -> paging.Page[Any]:
     query = call.query
-    return enrollments.search(
+    return enrollment_log.search(
         call.context,
         text=query["search"],
         unit_id=query["unit_id"],
@@ -49,12 +49,12 @@ def _enrollment_rows(call: Call, **bounds: int) -> paging.Page[Any]:
 
 def _enrollments(call: Call) -> Any:
     found = _enrollment_rows(call, limit=call.query["limit"], offset=call.query["offset"])
-    return page(found, enrollments.as_json)
+    return page(found, enrollment_log.as_json)
 
 
 def _enrollments_csv(call: Call) -> Any:
     rows = _enrollment_rows(call, limit=0).items
-    return Response("".join(enrollments.sheet(rows)), content_type="text/csv; charset=utf-8")
+    return Response("".join(enrollment_log.sheet(rows)), content_type="text/csv; charset=utf-8")
 
 
 def _audit(call: Call) -> Any:

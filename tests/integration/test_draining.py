@@ -1,0 +1,209 @@
+"""A proxy that is told to end: it says so, finishes what runs, and sends on whoever waits; behind HAProxy nobody notices."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from igelcert.proxy.initialise import initialise, join
+from tests.load.ca import SlowCa, slow_ca
+from tests.support.chain import Proxy
+from tests.support.fronts import BALANCER, haproxy
+from tests.support.keep import Keep
+from tests.support.postgres import Cluster
+from tests.support.proxies import ANY, Member, request, use
+
+SETTINGS = "/rmagent/settings"
+DRAIN = 3
+WORKING = 4.5  # seconds for a certificate: it is still asked for when the proxy takes no more connections
+Answer = tuple[int, dict[str, str], bytes]
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Iterator[SlowCa]:
+    with slow_ca(tmp_path / "ca", delay=WORKING) as made:
+        yield made
+
+
+@pytest.fixture
+def keep(tmp_path: Path) -> Iterator[Keep]:
+    data = tmp_path / "0/data"
+    initialise(data, ["localhost"], ANY, ANY)
+    made = Keep(data, drain=DRAIN)
+    made.start()
+    yield made
+    made.kill()
+
+
+def ask(gate: Proxy, member: Member, wait: int = 0, etag: str = "") -> Answer:
+    headers = {"Prefer": f"wait={wait}", "If-None-Match": etag} if wait else {}
+    return gate.ask("GET", SETTINGS, client=(member.pem, member.pem), headers=headers, timeout=90)
+
+
+@pytest.mark.slow
+def test_it_ends_when_others_know_and_what_runs_is_done(keep: Keep, ca: SlowCa, tmp_path: Path) -> None:
+    gate = Proxy(keep.data, keep.port, keep.admin_port)
+    use(gate, ca)
+    keep.await_ready()
+    members = Member.all(gate, tmp_path / "fleet", 14, "DRAIN")
+    etag = ask(gate, members[0])[1]["etag"]
+    csr = members[0].csr()
+    with ThreadPoolExecutor(16) as pool:
+        waiting = [pool.submit(ask, gate, member, 60, etag) for member in members[2:]]
+        running = pool.submit(request, gate, members[0], csr)
+        while not (
+            ca.seen().peak and f"igelcert_waiting_devices {len(waiting)}.0" in gate.admin("/metrics")[1]
+        ):
+            time.sleep(0.05)
+        assert keep.process
+        keep.process.send_signal(signal.SIGTERM)
+        start = time.monotonic()
+        while gate.admin("/readyz")[0] == 200:
+            assert time.monotonic() < start + 1, "it does not say that it ends"
+        assert gate.admin("/readyz") == (503, "not ready: this proxy is about to end\n")
+        later = [int(each.result(3)[1]["retry-after"]) for each in waiting]
+        assert {each.result()[0] for each in waiting} == {304}
+        assert min(later) >= 5 and max(later) <= 35 and len(set(later)) > 4, "spread out"
+        # who has not heard of it is served, and told to come back on another connection; nobody waits here any more
+        while time.monotonic() < start + DRAIN - 1:
+            status, headers, _ = ask(gate, members[1])
+            assert (status, headers["connection"]) == (200, "close")
+            status, headers, _ = ask(gate, members[1], 60, etag)
+            assert status == 304 and 5 <= int(headers["retry-after"]) <= 35
+            assert gate.admin("/healthz")[0] == 200
+            time.sleep(0.2)
+        assert keep.process.poll() is None
+        time.sleep(max(0.0, start + DRAIN + 1.1 - time.monotonic()))  # the poller's turn is a second
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", keep.port), timeout=3)
+        assert not running.done()
+        assert running.result(10)[0] == 200, "what was begun is finished"
+    assert keep.process.wait(5) == 0
+    assert time.monotonic() < start + WORKING + 5
+
+
+def test_who_is_before_the_door_is_let_in(keep: Keep) -> None:
+    """Connections that the kernel has accepted when the time is over are answered, not reset."""
+    gate = Proxy(keep.data, keep.port, keep.admin_port)
+    deadline = time.monotonic() + 30
+    while not serves(gate):
+        assert time.monotonic() < deadline, keep.log
+        time.sleep(0.05)
+    assert keep.process
+    (worker,) = children(keep.process.pid)
+    keep.process.send_signal(signal.SIGTERM)
+    time.sleep(DRAIN - 1)
+    os.kill(worker, signal.SIGSTOP)
+    held = [socket.create_connection(("127.0.0.1", keep.port), timeout=10) for _ in range(5)]
+    time.sleep(1.2)
+    os.kill(worker, signal.SIGCONT)
+    trust = ssl.create_default_context(cafile=str(gate.data / "trust.pem"))
+    for each in held:
+        with trust.wrap_socket(each, server_hostname="localhost") as line:
+            line.sendall(b"GET /rmagent/cacerts HTTP/1.1\r\nHost: x\r\n\r\n")
+            assert line.recv(100).startswith(b"HTTP/1.1 200 ")
+    assert keep.process.wait(10) == 0
+
+
+def serves(gate: Proxy) -> bool:
+    with contextlib.suppress(OSError):
+        return gate.ask("GET", "/rmagent/cacerts")[0] == 200
+    return False
+
+
+def children(pid: int) -> list[int]:
+    return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+class Load:
+    """Devices that ask again and again, each time on a new connection; what went wrong."""
+
+    def __init__(self, gate: Proxy, members: list[Member]) -> None:
+        self.wrong: list[str] = []
+        self.done = 0
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._ask, args=(gate, member)) for member in members]
+        for thread in self._threads:
+            thread.start()
+
+    def _ask(self, gate: Proxy, member: Member) -> None:
+        while not self._ended.is_set():
+            try:
+                for status in (ask(gate, member)[0], request(gate, member, member.csr())[0]):
+                    if status not in {200, 202}:
+                        self.wrong.append(f"answered {status}")
+                    self.done += 1
+            except OSError as err:
+                self.wrong.append(f"{type(err).__name__}: {err}")
+
+    def end(self) -> None:
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(60)
+
+
+@pytest.mark.peers
+@pytest.mark.slow
+def test_behind_haproxy_nobody_notices(postgres: Cluster, tmp_path: Path) -> None:
+    """One of two is drained under load, and comes back."""
+    url = postgres.url(name := postgres.create())
+    places = [tmp_path / str(number) / "data" for number in range(2)]
+    initialise(places[0], ["localhost"], ANY, ANY, url)
+    join(places[1], url, places[0] / "master.key", [], ANY, ANY)
+    for place in places:
+        with (place / "proxy.toml").open("a") as file:
+            file.write(BALANCER + "\n")
+    keeps = [Keep(place, drain=DRAIN) for place in places]
+    try:
+        with slow_ca(tmp_path / "ca", delay=0.1) as ca:
+            for keep in keeps:
+                keep.start()
+            gates = [(each.port, each.admin_port) for each in keeps]
+            direct = Proxy(places[0], 0, keeps[0].admin_port)
+            use(direct, ca)
+            members = Member.all(direct, tmp_path / "fleet", 14, "FRONT")
+            for keep in keeps:
+                keep.await_ready()
+            with haproxy(tmp_path / "front", gates) as front:
+                time.sleep(2.5)  # both have risen
+                _drain_one(front.before(direct), keeps, members)
+    finally:
+        for keep in keeps:
+            keep.kill()
+        postgres.drop(name)
+
+
+def _drain_one(gate: Proxy, keeps: list[Keep], members: list[Member]) -> None:
+    etag = ask(gate, members[0])[1]["etag"]
+    busy, patient = members[:6], members[6:]
+    leaving = keeps[0].process
+    assert leaving
+    with ThreadPoolExecutor(8) as pool:
+        waiting: list[Future[Answer]] = [pool.submit(ask, gate, member, 60, etag) for member in patient]
+        load = Load(gate, busy)
+        time.sleep(1)
+        leaving.send_signal(signal.SIGTERM)
+        assert leaving.wait(DRAIN + 8) == 0
+        before = load.done
+        time.sleep(1.5)
+        load.end()
+        assert load.done > before, "the other one goes on"
+        assert not load.wrong, load.wrong
+        sent_on = [each.result() for each in waiting if each.done()]
+        assert 0 < len(sent_on) < len(waiting), "half of them waited there"
+        assert all(status == 304 and 5 <= int(headers["retry-after"]) <= 35 for status, headers, _ in sent_on)
+        # back in time, they wait at the other one
+        again = [pool.submit(ask, gate, member, 1, etag) for member in patient[: len(sent_on)]]
+        assert all(each.result()[1].get("preference-applied") == "wait=1" for each in again)
+        keeps[1].process.send_signal(signal.SIGTERM)  # type: ignore[union-attr]
+        assert {each.result(5)[0] for each in waiting} == {304}
