@@ -106,7 +106,7 @@ class Agent:
         settings = self.stored() or Settings()
         reported = self._report_certs(run, settings)
         if self._windows:
-            self._take_windows(run)
+            self._take_windows(run, settings)
         codes.append(EX_OK if reported else EX_TEMPFAIL)
         moments = [run.next_step(settings), self._identity_step()]
         if not reported:
@@ -216,10 +216,10 @@ class Agent:
         self._told = True
         self._windows = windows_of(answer.body) if answer.status == 200 else {}
 
-    def _take_windows(self, run: Run) -> None:
+    def _take_windows(self, run: Run, settings: Settings) -> None:
         """Notes what the answer to the last report said of when to renew. Without it our own rule holds."""
         try:
-            run.take_windows(self._windows)
+            run.take_windows(settings, self._windows)
         except Error as err:
             self.log.warning(f"the windows for renewals cannot be noted: {err}")
 

@@ -10,7 +10,9 @@ from ..model import DeviceFacts
 from ..settings import CertSettings
 from . import keys, notes, schedule
 
-__all__ = ["address_alone", "asked", "by_time", "reason"]
+__all__ = ["BY_TIME", "address_alone", "asked", "by_time", "reason"]
+
+BY_TIME = "due for renewal"
 
 
 def reason(
@@ -67,7 +69,7 @@ def by_time(
         return ""
     if now >= live.not_after:
         return "expired"
-    return "the proxy asks for it" if wanted else "due for renewal"
+    return "the proxy asks for it" if wanted else BY_TIME
 
 
 def address_alone(cert: CertSettings, facts: DeviceFacts, state: Mapping[str, Any]) -> bool:

@@ -154,14 +154,31 @@ class Run:
         found.append(self.settler.next_removal())
         return min((moment for moment in found if moment is not None), default=None)
 
-    def take_windows(self, windows: Mapping[str, tuple[str, schedule.Window]]) -> None:
+    def take_windows(self, settings: Settings, windows: Mapping[str, tuple[str, schedule.Window]]) -> None:
         """Notes the windows that the proxy told: friendly name -> (serial number, window). Those of other certificates
         than the live ones are passed over."""
         with self._lock():
-            for name, (serial, window) in windows.items():
-                live = keys.certificate(self.tree, name)
-                if live is not None and live.serial_hex == serial:
-                    self._note(name, notes.told_window(self._stated(name), serial, window))
+            for cert in settings.certs:
+                if cert.friendly_name in windows:
+                    self._take_window(cert, *windows[cert.friendly_name])
+
+    def _take_window(self, cert: CertSettings, serial: str, window: schedule.Window) -> None:
+        name = cert.friendly_name
+        live = keys.certificate(self.tree, name)
+        if live is None or live.serial_hex != serial:
+            return
+        state = self._stated(name)
+        told = notes.told_window(state, serial, window)
+        if state.get("error") and not state.get("refused") and self._only_due(cert, state):
+            told = notes.put_off(told, self.now(), self._place(name))
+        self._note(name, told)
+
+    def _only_due(self, cert: CertSettings, state: notes.State) -> bool:
+        """Is what failed a renewal for no other reason than the time?"""
+        mark = keys.fingerprint(cert, cert.csr_spec(self.facts))
+        live = keys.live(self.tree, cert.friendly_name, cert.key.password)
+        place = self._place(cert.friendly_name)
+        return due.reason(cert, live, state, mark, self.now(), under_way=False, chance=place) == due.BY_TIME
 
     def _stated(self, name: str) -> notes.State:
         return {key: value for key, value in self.tree.state(name).items() if key != "version"}

@@ -35,6 +35,7 @@ __all__ = [
     "next_step",
     "pending",
     "planned",
+    "put_off",
     "settled",
     "told_to_wait",
     "told_window",
@@ -177,6 +178,14 @@ def dates_of(state: Mapping[str, Any]) -> tuple[int, int]:
 def told_window(state: Mapping[str, Any], serial: str, window: schedule.Window) -> State:
     """The proxy told a window for the certificate of that serial number."""
     return {**state, "window": {"serial": serial, "from": window[0], "until": window[1]}}
+
+
+def put_off(state: Mapping[str, Any], now: int, chance: float) -> State:
+    """A renewal that is due by time failed, and the proxy told another window: the next try may be in that one."""
+    moment, try_at = planned(state, chance), state.get("try_at")
+    if moment is None or not isinstance(try_at, int):
+        return dict(state)
+    return {**state, "try_at": schedule.put_off(try_at, moment, now, *dates_of(state))}
 
 
 def window_of(state: Mapping[str, Any], serial: str | None = None) -> schedule.Window | None:

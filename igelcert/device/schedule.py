@@ -20,6 +20,7 @@ __all__ = [
     "paced_renewal",
     "place_of",
     "planned",
+    "put_off",
     "renew_at",
     "retry_at",
     "window_counts",
@@ -117,6 +118,16 @@ def retry_at(failures: int, now: int, not_before: int, not_after: int, chance: f
     most = max(least, min(LATEST, left // 8)) if left > 0 else max(least, LOST_LATEST)
     wait = min(least << min(max(failures, 1) - 1, 20), most)
     return now + max(1, int(wait * (0.75 + chance / 2)))
+
+
+def put_off(try_at: int, planned: int, now: int, not_before: int, not_after: int) -> int:
+    """The next try of a renewal that failed, where the proxy told another window since. planned: our place in it.
+
+    The first tries, which are close together, are left as they are: what passes in minutes needs no window. Later ones are in
+    the window: who missed theirs while the CA was away do not come back all at once.
+    """
+    close = now + min(WINDOW_LEAST, max(1, (not_after - not_before) // 100))
+    return max(planned, close) if try_at >= close and planned > now else try_at
 
 
 def hook_retry(failures: int, now: int) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,6 @@ __all__ = [
 ]
 
 DAY = 86_400
-NEVER = EnrollmentSettings(auto_renewal=False)
 # name -> days to expiry, from and below
 AGES: dict[str, tuple[int, int]] = {
     "expired": (-100_000, 0),
@@ -42,26 +41,31 @@ AGES: dict[str, tuple[int, int]] = {
 
 
 # statements are made once: making one costs as much as running it
-# it stays known until the end of the transaction
+_MINE = sa.and_(
+    certificates.c.unit_id == devices.c.unit_id, certificates.c.friendly_name == sa.bindparam("name")
+)
+_WANTED = sa.and_(renewals.c.unit_id == devices.c.unit_id, renewals.c.friendly_name == sa.bindparam("name"))
+# the device stays known until the end of the transaction
 _KNOWN = (
-    sa.select(devices.c.unit_id, certificates.c.window_from, certificates.c.window_until)
-    .outerjoin(
-        certificates,
-        sa.and_(
-            certificates.c.unit_id == devices.c.unit_id, certificates.c.friendly_name == sa.bindparam("name")
-        ),
+    sa.select(
+        certificates.c.window_from,
+        certificates.c.window_until,
+        renewals.c.asked,
+        windows.BOOKED.label("booked"),
     )
+    .select_from(devices.outerjoin(certificates, _MINE).outerjoin(renewals, _WANTED))
     .where(devices.c.unit_id == sa.bindparam("unit"))
     .with_for_update(read=True, key_share=True, of=devices)
 )
 _ITS = sa.select(certificates).where(certificates.c.unit_id == sa.bindparam("unit"))
+_BOOKED = sa.select(windows.BOOKED)
 _GIVE_WINDOW = (
     certificates.update()
     .where(
         certificates.c.unit_id == sa.bindparam("unit"),
         certificates.c.friendly_name == sa.bindparam("name"),
         certificates.c.serial == sa.bindparam("number"),
-        certificates.c.window_until.is_(None),
+        sa.func.coalesce(certificates.c.window_until, 0) == sa.bindparam("old"),
     )
     .values(window_from=sa.bindparam("begin"), window_until=sa.bindparam("end"))
 )
@@ -100,21 +104,16 @@ def note(
 ) -> None:
     """The device got this certificate. A device that was removed meanwhile has none.
 
-    issuer: SHA-256 of the CA certificate above it. rate, rule: as of `windows.book`; without a rate or rule it
-    gets no window.
+    issuer: SHA-256 of the CA certificate above it. rate: of the CA, an hour; rule: when the device renews by itself; without
+    a rate or rule it gets no window.
     """
-    known = connection.execute(_KNOWN, {"unit": unit_id, "name": friendly_name}).one_or_none()
+    moment = now()
+    span = windows.span_of(moment, cert.not_before, cert.not_after, rule) if rate and rule else None
+    where = {"unit": unit_id, "name": friendly_name, **windows.asked_for(span)}
+    known = connection.execute(_KNOWN, where).one_or_none()
     if known is None:
         return
-    window = windows.book(
-        connection,
-        rate,
-        (cert.not_before, cert.not_after),
-        rule or NEVER,
-        cert.serial_hex,
-        now(),
-        (known.window_from, known.window_until) if known.window_until else None,
-    )
+    window = windows.pick(span, known.booked, rate, cert.serial_hex) if span else None
     row = {
         "unit_id": unit_id,
         "friendly_name": friendly_name,
@@ -122,58 +121,74 @@ def note(
         "subject": cert.subject_text,
         "not_before": cert.not_before,
         "not_after": cert.not_after,
-        "issued": now(),
+        "issued": moment,
         "window_from": window[0] if window else None,
         "window_until": window[1] if window else None,
         "issuer": cert.issuer_cn,
         "issuer_sha256": issuer,
     }
     Database.put(connection, certificates, row)
-    connection.execute(_DONE, {"unit": unit_id, "name": friendly_name})
+    if known.asked is not None:
+        connection.execute(_DONE, {"unit": unit_id, "name": friendly_name})
+    old = (known.window_from, known.window_until) if known.window_until else None
+    windows.enter(connection, cert.serial_hex, window, old, moment)
 
 
 def told_windows(
-    context: Context, unit_id: str, rules: Callable[[], Mapping[str, EnrollmentSettings]]
+    context: Context,
+    unit_id: str,
+    rules: Callable[[], Mapping[str, EnrollmentSettings]],
+    failing: Collection[str] = (),
 ) -> list[dict[str, Any]]:
     """Windows of the device's certificates, as a report is answered. One that has none, as it was issued before the CA
-    had a rate, gets it now. rules: friendly name -> when the device renews by itself."""
+    had a rate, gets it now; and another one where its own is over, or has begun and the device says that it fails: those
+    that miss theirs as the CA is away do not all come at once when it is back.
+
+    rules: friendly name -> when the device renews by itself. failing: names of certificates with an error.
+    """
+    moment = now()
     with context.db.read() as connection:
         rows = connection.execute(_ITS, {"unit": unit_id}).all()
-        bare = [row for row in rows if row.window_until is None and row.not_after > now()]
+        bare = [row for row in rows if moment < row.not_after and _lacks(row, moment, failing)]
         rate = ca_config.rate(connection) if bare else 0
     found = {
         row.friendly_name: (row.serial, row.window_from, row.window_until) for row in rows if row.window_until
     }
-    if rate:
-        known = rules()
-        with context.db.begin(alone=False) as connection:
-            for row in bare:
-                if window := _late_window(connection, row, rate, known.get(row.friendly_name, NEVER)):
-                    found[row.friendly_name] = (row.serial, *window)
+    known = rules() if rate else {}
+    for row in bare:
+        rule = known.get(row.friendly_name)
+        span = windows.span_of(moment, row.not_before, row.not_after, rule) if rule else None
+        if span and (window := _another(context, row, span, rate, moment)):
+            found[row.friendly_name] = (row.serial, *window)
     return [
         {"friendly_name": name, "serial": serial, "from": begin, "until": end}
         for name, (serial, begin, end) in sorted(found.items())
     ]
 
 
-def _late_window(
-    connection: sa.Connection, row: Any, rate: int, rule: EnrollmentSettings
-) -> windows.Window | None:
-    dates = row.not_before, row.not_after
-    window = windows.book(connection, rate, dates, rule, row.serial, now())
-    if window is None:
-        return None
-    given = {
-        "unit": row.unit_id,
-        "name": row.friendly_name,
-        "number": row.serial,
-        "begin": window[0],
-        "end": window[1],
-    }
-    if connection.execute(_GIVE_WINDOW, given).rowcount:
-        return window
-    windows.book(connection, 0, dates, rule, row.serial, now(), window)  # somebody else was first
-    return None
+def _lacks(row: Any, moment: int, failing: Collection[str]) -> bool:
+    """Is there no window that the device can still make use of?"""
+    if row.window_until is None or row.window_until <= moment:
+        return True
+    return bool(row.window_from <= moment and row.friendly_name in failing)
+
+
+def _another(context: Context, row: Any, span: windows.Span, rate: int, moment: int) -> windows.Window | None:
+    """A window for a certificate that is out; None when somebody else was first."""
+    with context.db.begin(alone=False) as connection:
+        booked = connection.execute(_BOOKED, windows.asked_for(span)).scalar()
+        window = windows.pick(span, booked, rate, row.serial)
+        given = {
+            "unit": row.unit_id,
+            "name": row.friendly_name,
+            "number": row.serial,
+            "old": row.window_until or 0,
+        }
+        given |= {"begin": window[0], "end": window[1]}
+        if not connection.execute(_GIVE_WINDOW, given).rowcount:
+            return None
+        windows.enter(connection, row.serial, window, None, moment)
+    return window
 
 
 def forget(connection: sa.Connection, unit_id: str, kept: Sequence[str], before: int) -> None:

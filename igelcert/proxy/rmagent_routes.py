@@ -71,12 +71,11 @@ def make(context: Context) -> Blueprint:
         device = client_of(context, request.environ).device()
         g.unit_id = device.unit_id
         body = _object()
-        devices.report(context, device, body)
-        found = (
-            certificates.told_windows(context, device.unit_id, lambda: _rules(device))
-            if "certs" in body
-            else []
-        )
+        said = devices.report(context, device, body)
+        if said is None:
+            return Response(status=204)
+        failing = {entry["friendly_name"] for entry in said if entry["error"]}
+        found = certificates.told_windows(context, device.unit_id, lambda: _rules(device), failing)
         return jsonify(windows=found) if found else Response(status=204)
 
     def _rules(device: devices.Device) -> dict[str, EnrollmentSettings]:

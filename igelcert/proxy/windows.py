@@ -14,7 +14,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, repeat
 from typing import Any
 
 import sqlalchemy as sa
@@ -24,7 +24,18 @@ from ..renewal import last_moment, renew_at
 from ..settings import EnrollmentSettings
 from .schema import renewal_slots
 
-__all__ = ["Span", "Window", "book", "choose", "released", "span_of", "width_of"]
+__all__ = [
+    "BOOKED",
+    "Span",
+    "Window",
+    "asked_for",
+    "choose",
+    "enter",
+    "pick",
+    "released",
+    "span_of",
+    "width_of",
+]
 
 Window = tuple[int, int]  # its begin and its end, seconds since 1970
 
@@ -41,7 +52,7 @@ PRUNE = 0.01  # the share of bookings that clears away what is over
 class Span:
     """Buckets of `width` seconds, by number: that of an instant is instant // width. first to last: those that a window may
     be; `over`: the last one where it may be later than the own rule; now: the bucket of now. late: the own rule has it due
-    already, and it is renewed as soon as there is room."""
+    already, or soon, and it is renewed as soon as there is room."""
 
     width: int
     now: int
@@ -68,7 +79,8 @@ def span_of(now: int, not_before: int, not_after: int, rule: EnrollmentSettings)
     first = max(here + 1, -(-(not_before + (due - not_before) // EARLY) // width))
     last = due // width - 1
     over = last_moment(due, not_after) // width - 1
-    late = first > last
+    # the few buckets before a rule that is near are no measure of what is fair
+    late = first > last or (first == here + 1 and last - here < over - last)
     if late:
         first, last = here + 1, over
     return Span(width, here, first, last, over, late) if first <= last else None
@@ -77,35 +89,45 @@ def span_of(now: int, not_before: int, not_after: int, rule: EnrollmentSettings)
 def choose(span: Span, booked: Mapping[int, int], rate: int, place: float) -> int:
     """The number of the bucket for one more certificate.
 
-    booked: how many certificates have which bucket, from the one after now to `over`. rate: of the CA, certificates an
-    hour. place: from 0 to below 1, this certificate's place among many.
+    booked: how many certificates have which bucket; counted are those after now, up to `over`. rate: of the CA,
+    certificates an hour. place: from 0 to below 1, this certificate's place among many.
     """
+    base = span.now + 1
+    counts = list(map(booked.get, range(base, max(span.last, span.over) + 1), repeat(0)))
+
+    def with_room(numbers: Iterable[int], limit: float) -> Iterator[int]:
+        return (number for number in numbers if counts[number - base] + 1 <= limit)
+
     capacity = max(1.0, rate * ROOM * span.width / 3_600)
-    late = range(span.last + 1, span.over + 1)
-    ahead = sum(booked.values()) - sum(booked.get(number, 0) for number in late)
+    ahead = sum(counts[: span.last + 1 - base])
     limit = min(capacity, max(1.0, (ahead + 1) / (span.last - span.now) * ABOVE))
     within = range(span.first, span.last + 1)
-    fitting = list(islice(_with_room(within if span.late else reversed(within), booked, limit), CHOICES))
+    fitting = list(islice(with_room(within if span.late else reversed(within), limit), CHOICES))
     if fitting:
         return fitting[int(place * len(fitting))]
-    if next(_with_room(within, booked, capacity), None) is None:
-        if (over := next(_with_room(late, booked, capacity), None)) is not None:
+    if next(with_room(within, capacity), None) is None:
+        if (over := next(with_room(range(span.last + 1, span.over + 1), capacity), None)) is not None:
             return over
         within = range(span.first, max(span.last, span.over) + 1)
-    least = min(booked.get(number, 0) for number in within)
-    emptiest = list(_with_room(within, booked, least + 1))
+    least = min(counts[within.start - base : within.stop - base])
+    emptiest = list(with_room(within, least + 1))
     return emptiest[int(place * len(emptiest))]
-
-
-def _with_room(within: Iterable[int], booked: Mapping[int, int], limit: float) -> Iterator[int]:
-    return (number for number in within if booked.get(number, 0) + 1 <= limit)
 
 
 # ---- what is booked -----------------------------------------------------------------------------
 
-_BOOKED = sa.select(renewal_slots.c.number, renewal_slots.c.booked).where(
-    renewal_slots.c.width == sa.bindparam("size"),
-    renewal_slots.c.number.between(sa.bindparam("low"), sa.bindparam("high")),
+# "NUMBER:COUNT" of each bucket, as part of a statement that reads anyway: one round trip less
+BOOKED = (
+    sa.select(
+        sa.func.aggregate_strings(
+            sa.cast(renewal_slots.c.number, sa.Text) + ":" + sa.cast(renewal_slots.c.booked, sa.Text), " "
+        )
+    )
+    .where(
+        renewal_slots.c.width == sa.bindparam("size"),
+        renewal_slots.c.number.between(sa.bindparam("low"), sa.bindparam("high")),
+    )
+    .scalar_subquery()
 )
 _OVER = renewal_slots.delete().where(
     renewal_slots.c.width == sa.bindparam("size"), renewal_slots.c.number < sa.bindparam("low")
@@ -130,33 +152,33 @@ def _one_more(dialect: Any) -> Any:
 _ONE_MORE = {"sqlite": _one_more(sqlite), "postgresql": _one_more(postgresql)}
 
 
-def book(
-    connection: sa.Connection,
-    rate: int,
-    dates: Window,
-    rule: EnrollmentSettings,
-    serial: str,
-    now: int,
-    given_back: Window | None = None,
-) -> Window | None:
-    """Books a window for a certificate in the caller's transaction; None when it gets none.
+def asked_for(span: Span | None) -> dict[str, int]:
+    """The parameters of BOOKED; without a span it finds nothing."""
+    if span is None:
+        return {"size": 0, "low": 1, "high": 0}
+    return {"size": span.width, "low": span.now + 1, "high": max(span.last, span.over)}
 
-    dates: its not_before and not_after. given_back: the window of the certificate that it replaces. Rows are locked in
-    the order of their keys, so that proxies do not wait for each other in a circle.
+
+def pick(span: Span, booked: str | None, rate: int, serial: str) -> Window:
+    """The window for one more certificate. booked: as BOOKED found it."""
+    pairs = (each.split(":") for each in (booked or "").split())
+    found = {int(number): int(count) for number, count in pairs}
+    number = choose(span, found, rate, _place(serial))
+    return number * span.width, (number + 1) * span.width
+
+
+def enter(
+    connection: sa.Connection, serial: str, window: Window | None, given_back: Window | None, now: int
+) -> None:
+    """Books the window of that certificate, and gives back another one, where it has not begun.
+
+    The last statements of a transaction, in the order of the rows' keys: proxies do not wait for each other for long, nor
+    in a circle.
     """
-    span = span_of(now, *dates, rule) if rate else None
-    found = None
-    steps: list[tuple[int, int, int]] = []
-    if span is not None:
-        where = {"size": span.width, "low": span.now + 1, "high": max(span.last, span.over)}
-        booked = {row.number: row.booked for row in connection.execute(_BOOKED, where)}
-        place = zlib.crc32(serial.encode()) / (1 << 32)
-        number = choose(span, booked, rate, place)
-        found = number * span.width, (number + 1) * span.width
-        steps.append((span.width, number, 1))
-        if place < PRUNE:
-            connection.execute(_OVER, {"size": span.width, "low": span.now})
-    if given_back is not None and given_back[1] > now:
+    steps = []
+    if window is not None:
+        steps.append((*released(window), 1))
+    if given_back is not None and given_back[0] > now:
         steps.append((*released(given_back), -1))
     for width, number, change in sorted(steps):
         if change > 0:
@@ -164,7 +186,13 @@ def book(
             connection.execute(_ONE_MORE[connection.dialect.name], row)
         else:
             connection.execute(_GIVEN_BACK, {"size": width, "at": number})
-    return found
+    if window is not None and _place(serial) < PRUNE:
+        width = window[1] - window[0]
+        connection.execute(_OVER, {"size": width, "low": now // width})
+
+
+def _place(serial: str) -> float:
+    return zlib.crc32(serial.encode()) / (1 << 32)
 
 
 def released(window: Window) -> tuple[int, int]:

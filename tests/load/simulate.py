@@ -1,9 +1,9 @@
 """A fleet's renewals over years, in simulated time: `python -m tests.load.simulate --help`.
 
-Each device is simulated by itself, with the rules that it has: when it renews is `igelcert.device.schedule`, which window
-it is given `igelcert.proxy.windows`. The CA issues so many certificates an hour, first come, first served, as the turns at
-the proxy's door to it amount to (tests/property/test_storm.py shows those). While it is out of order, devices try again by
-their own rule. SimPy has the time; devices whose turn is in the same tick are handled one after the other in it.
+Each device is simulated by itself, with the rules that it has: when it renews, and tries again, is
+`igelcert.device.schedule`; which window it is given `igelcert.proxy.windows`. The CA issues so many certificates an hour, first come,
+first served, as the turns at the proxy's door to it amount to (tests/property/test_storm.py shows those); while it is out of order,
+it issues none. SimPy has the time; devices whose turn is in the same tick are handled one after the other in it.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ RELAY_MS = 7.3
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """assigned_in: seconds in which all enroll for the first time, whatever the CA's rate. rate: certificates an hour, 0: no
-    limit. outages: (begin, end), seconds from the start. tick: seconds. percent: of the life that is left when the own rule
+    """assigned_in: seconds in which all enroll for the first time, whatever the CA's rate. rate: of the CA, certificates an
+    hour. outages: (begin, end), seconds from the start. tick: seconds. percent: of the life that is left when the own rule
     has a certificate due. dated_back: seconds by which the CA dates certificates back."""
 
     devices: int = 1_000_000
@@ -51,7 +51,7 @@ class Plan:
     percent: int = 20
     assigned_in: int = HOUR
     seconds: int = 730 * DAY
-    rate: int = 0
+    rate: int = 3_600
     outages: tuple[tuple[int, int], ...] = ()
     mode: str = "windows"
     tick: int = 60
@@ -61,27 +61,32 @@ class Plan:
 
 @dataclass(slots=True)
 class Result:
-    """asked, issued: by tick, first tries and certificates; expired: certificates whose renewal came too late."""
+    """Renewals by tick: first tries (asked) and certificates (issued). failed: tries while the CA was out of order; expired:
+    certificates whose renewal came too late."""
 
     plan: Plan
     asked: Counter[int] = field(default_factory=Counter)
     issued: Counter[int] = field(default_factory=Counter)
-    tries: int = 0
+    failed: int = 0
     expired: int = 0
     waited: int = 0  # the longest, in seconds, from the first try to the certificate
 
     @property
     def renewals(self) -> int:
-        return sum(self.issued.values()) - self.plan.devices
+        return sum(self.issued.values())
+
+    @property
+    def finished(self) -> int:
+        """Seconds from the start to the end of the last tick in which a renewal was done."""
+        return (max(self.issued, default=0) + 1) * self.plan.tick
 
     def mean(self, interval: int) -> float:
         """Renewals in an interval of so many seconds, over the whole time."""
         return self.renewals * interval / self.plan.seconds
 
     def peak(self, interval: int, what: str = "issued") -> int:
-        """The most renewals in one of them, after all have enrolled."""
-        first = -(-self.plan.assigned_in // interval)
-        return max((count for at, count in self.by(interval, what).items() if at >= first), default=0)
+        """The most in one of them."""
+        return max(self.by(interval, what).values(), default=0)
 
     def by(self, interval: int, what: str = "issued") -> dict[int, int]:
         found: Counter[int] = Counter()
@@ -98,12 +103,13 @@ class _World:
         self.random = random.Random(plan.seed)
         self.rule = EnrollmentSettings(renewal_period=plan.percent)
         self.place = [schedule.place_of(f"{number:012X}/lan") for number in range(plan.devices)]
-        self.end = [0] * plan.devices  # not_after
+        self.end = [0] * plan.devices  # not_after; 0: not enrolled yet
+        self.window: list[windows.Window | None] = [None] * plan.devices
         self.failures = bytearray(plan.devices)
         self.first_try = [0] * plan.devices
         self.calendar: dict[int, list[int]] = {}
         self.queue: deque[int] = deque()
-        self.booked: Counter[int] = Counter()
+        self.booked: dict[int, int] = {}
         self.gone = 0  # buckets up to it are over
 
     def run(self) -> Result:
@@ -119,68 +125,76 @@ class _World:
 
     def _ticks(self) -> Iterator[simpy.Event]:
         plan = self.plan
-        step = 0
+        out = {step for begin, end in plan.outages for step in range(begin // plan.tick, end // plan.tick)}
         room = 0.0
-        while step * plan.tick < plan.seconds:
+        for step in range(plan.seconds // plan.tick):
             now = EPOCH + step * plan.tick
-            down = any(begin <= now - EPOCH < end for begin, end in plan.outages)
+            down = step in out
             for number in self.calendar.pop(step, ()):
-                self._try(number, now, step, down)
-            if plan.rate and now - EPOCH > plan.assigned_in:
-                room = min(room, 1.0) + plan.rate * plan.tick / HOUR
-            else:
-                room = float(len(self.queue))
+                if self.end[number]:
+                    self._try(number, now, step, down)
+                else:
+                    self._issue(number, now)
+            room = min(room, 1.0) + plan.rate * plan.tick / HOUR
             while self.queue and room >= 1 and not down:
-                self._issue(self.queue.popleft(), now, step)
+                self._renewed(self.queue.popleft(), now, step)
                 room -= 1
-            step += 1
             yield self.env.timeout(plan.tick)
 
     def _try(self, number: int, now: int, step: int, down: bool) -> None:
-        self.result.tries += 1
         if not self.failures[number]:
             self.result.asked[step] += 1
             self.first_try[number] = now
         if not down:
             self.queue.append(number)
             return
+        self.result.failed += 1
         self.failures[number] = min(255, self.failures[number] + 1)
         end = self.end[number]
-        begin = end - self.plan.life - self.plan.dated_back if end else 0
+        begin = end - self.plan.life - self.plan.dated_back
         again = schedule.retry_at(self.failures[number], now, begin, end, self.random.random())
+        window = self.window[number]
+        if window is not None:  # its report is answered by another one
+            if window[0] <= now:
+                self.window[number] = self._window(now, begin, end) or window
+            again = schedule.put_off(again, self._moment(number, now, begin, end), now, begin, end)
         self._put(number, max(again, now + self.plan.tick))
 
-    def _issue(self, number: int, now: int, step: int) -> None:
-        result, plan = self.result, self.plan
+    def _renewed(self, number: int, now: int, step: int) -> None:
+        result = self.result
         result.issued[step] += 1
-        if self.end[number] and now >= self.end[number]:
-            result.expired += 1
+        result.expired += now >= self.end[number]
         result.waited = max(result.waited, now - self.first_try[number])
+        self._issue(number, now)
+
+    def _issue(self, number: int, now: int) -> None:
         self.failures[number] = 0
-        begin, end = now - plan.dated_back, now + plan.life
+        begin, end = now - self.plan.dated_back, now + self.plan.life
         self.end[number] = end
-        self._put(number, max(self._moment(number, now, begin, end), now + plan.tick))
+        if self.plan.mode == "random":
+            moment = begin + int((end - begin) * (0.5 + 0.3 * self.random.random()))
+        else:
+            self.window[number] = self._window(now, begin, end)
+            moment = self._moment(number, now, begin, end)
+        self._put(number, max(moment, now + self.plan.tick))
 
     def _moment(self, number: int, now: int, begin: int, end: int) -> int:
-        """When the device renews what it got now."""
-        if self.plan.mode == "random":
-            return begin + int((end - begin) * (0.5 + 0.3 * self.random.random()))
-        window = self._window(now, begin, end) if self.plan.mode == "windows" else None
+        """When the device renews, by what it knows."""
         due = renew_at(begin, end, self.rule)
-        moment = schedule.planned(due, now, (begin, end), self.place[number], window)
+        moment = schedule.planned(due, begin, (begin, end), self.place[number], self.window[number])
         assert moment is not None
         return moment
 
     def _window(self, now: int, begin: int, end: int) -> windows.Window | None:
-        span = windows.span_of(now, begin, end, self.rule)
+        span = windows.span_of(now, begin, end, self.rule) if self.plan.mode == "windows" else None
         if span is None:
             return None
         if self.gone < span.now:
             self.gone = span.now
             for over in [bucket for bucket in self.booked if bucket <= span.now]:
                 del self.booked[over]
-        chosen = windows.choose(span, self.booked, self.plan.rate or 1_000_000_000, self.random.random())
-        self.booked[chosen] += 1
+        chosen = windows.choose(span, self.booked, self.plan.rate, self.random.random())
+        self.booked[chosen] = self.booked.get(chosen, 0) + 1
         return chosen * span.width, (chosen + 1) * span.width
 
 
@@ -209,6 +223,8 @@ def row(result: Result, relay_ms: float) -> dict[str, Any]:
         "peak_hour": peak,
         "peak_hour_to_mean": round(peak / result.mean(HOUR), 2),
         "peak_day_to_mean": round(result.peak(DAY) / result.mean(DAY), 2),
+        "asked_peak_hour_to_mean": round(result.peak(HOUR, "asked") / result.mean(HOUR), 2),
+        "failed": result.failed,
         "expired": result.expired,
         "longest_wait_hours": round(result.waited / HOUR, 1),
         "proxy_processors_at_peak": round(peak * relay_ms / HOUR / 1000, 3),
@@ -265,7 +281,7 @@ def main() -> None:
     parser.add_argument("--days", type=int, default=730)
     parser.add_argument("--life", type=int, default=90, help="days")
     parser.add_argument(
-        "--rate", type=int, default=0, help="of the CA, certificates an hour (default: 1.5 per 1000 devices)"
+        "--rate", type=int, default=0, help="of the CA, certificates an hour (default: 3.6 per 1000 devices)"
     )
     parser.add_argument("--modes", nargs="+", choices=list(MODES), default=list(MODES))
     parser.add_argument("--outages", choices=("with", "without", "both"), default="both")
@@ -275,7 +291,7 @@ def main() -> None:
     parser.add_argument("--chart", type=Path, help="an SVG to write")
     parser.add_argument("--json", type=Path, help="the figures to write")
     args = parser.parse_args()
-    rate = args.rate or max(1, args.devices * 3 // 2000)
+    rate = args.rate or max(1, args.devices * 36 // 10_000)
     shown: list[Result] = []
     rows = []
     for failing in {"with": (True,), "without": (False,), "both": (False, True)}[args.outages]:
