@@ -100,8 +100,11 @@ def planned(
 
 
 def _within(window: Window, soonest: int, chance: float) -> int:
+    """Our moment in it, the first one where chance is 0. Another place in each window: those that are issued one after the
+    other get the same window, and would crowd in a part of it for ever."""
     begin = max(window[0], soonest)
-    return begin + int(max(0, window[1] - begin) * chance)
+    place = place_of(f"{chance} {window[0]}") if chance else 0.0
+    return begin + int(max(0, window[1] - begin) * place)
 
 
 def retry_at(failures: int, now: int, not_before: int, not_after: int, chance: float) -> int:
@@ -123,8 +126,8 @@ def retry_at(failures: int, now: int, not_before: int, not_after: int, chance: f
 def put_off(try_at: int, planned: int, now: int, not_before: int, not_after: int) -> int:
     """The next try of a renewal that failed, where the proxy told another window since. planned: our place in it.
 
-    The first tries, which are close together, are left as they are: what passes in minutes needs no window. Later ones are in
-    the window: who missed theirs while the CA was away do not come back all at once.
+    The first tries, which are close together, are left as they are: what passes in minutes needs no window. Later ones are
+    in the window: who missed theirs while the CA was away do not come back all at once.
     """
     close = now + min(WINDOW_LEAST, max(1, (not_after - not_before) // 100))
     return max(planned, close) if try_at >= close and planned > now else try_at
