@@ -78,12 +78,48 @@ def test_a_window_beats_the_own_rule_both_ways() -> None:
     end = NOW + 100 * DAY
     due = NOW + 80 * DAY
     early, late = (NOW + 40 * DAY, NOW + 41 * DAY), (NOW + 85 * DAY, NOW + 86 * DAY)
-    assert schedule.planned(due, NOW, (NOW, end), 0.5, early) == NOW + 40 * DAY + DAY // 2
-    assert schedule.planned(due, NOW, (NOW, end), 0.5, late) == NOW + 85 * DAY + DAY // 2
+    assert early[0] < schedule.planned(due, NOW, (NOW, end), 0.5, early) < early[1]  # type: ignore[operator]
+    assert late[0] < schedule.planned(due, NOW, (NOW, end), 0.5, late) < late[1]  # type: ignore[operator]
+    assert schedule.planned(due, NOW, (NOW, end), 0.0, early) == early[0], (
+        "who does not pace itself takes the first moment"
+    )
     near = (NOW + 89 * DAY, NOW + 91 * DAY)  # the last half of what is left is not the proxy's
     assert schedule.planned(due, NOW, (NOW, end), 0.5, near) == schedule.paced_renewal(due, end, 0.5)
     assert schedule.planned(None, NOW, (NOW, end), 0.5, early) is None, "it is not renewed by itself"
-    assert schedule.planned(None, NOW, (NOW, end), 0.5, None, early) == NOW + 40 * DAY + DAY // 2
+    assert early[0] < schedule.planned(None, NOW, (NOW, end), 0.5, None, early) < early[1]  # type: ignore[operator]
+
+
+@given(lives, percents, pairs, places, st.floats(min_value=0, max_value=1), st.integers(1, 40))
+def test_another_window_puts_a_try_off_but_never_beyond_its_bound(
+    life: int, percent: int, window: tuple[int, int], place: float, spent: float, failures: int
+) -> None:
+    """The first tries stay close together; later ones are in the window that counts, never sooner than the first ones are
+    apart, and never later than the bound of windows or the own pace."""
+    now, end = NOW + int(life * spent), NOW + life
+    due = renew_at(NOW, end, EnrollmentSettings(renewal_period=percent))
+    assert due is not None
+    state = {"renew_at": due, "enrolled_at": NOW, "not_before": NOW, "not_after": end, "serial": "01"}
+    state["try_at"] = own = schedule.retry_at(failures, now, NOW, end, place)
+    state = notes.told_window(state, "01", window)
+    found = notes.put_off(state, now, place)["try_at"]
+    close = min(schedule.WINDOW_LEAST, max(1, life // 100))
+    assert min(own, now + close) <= found <= max(own, now + close, last_moment(due, end), due)
+    if own < now + close:
+        assert found == own
+    moment = schedule.planned(due, NOW, (NOW, end), place, window)
+    if own >= now + close and moment is not None and moment > now + close:
+        assert found == moment
+
+
+def test_a_missed_window_is_put_off_in_a_device_that_fails_for_hours() -> None:
+    end, due = NOW + 90 * DAY, NOW + 72 * DAY
+    state = {"renew_at": due, "enrolled_at": NOW, "not_before": NOW, "not_after": end, "serial": "01"}
+    now = NOW + 60 * DAY
+    state |= notes.failed(state, mark="m", text="away", now=now, refused=False, retry_after=None, chance=0.5)
+    told = notes.told_window(state, "01", (now + 4 * DAY, now + 5 * DAY))
+    assert notes.put_off(told, now, 0.5)["try_at"] == state["try_at"] == now + 60, "again in a minute"
+    told |= {"failures": 9, "try_at": now + 8 * 3600}
+    assert now + 4 * DAY <= notes.put_off(told, now, 0.5)["try_at"] < now + 5 * DAY
 
 
 json_values = st.recursive(
@@ -165,6 +201,18 @@ def test_a_herd_is_flat(count: int, life: int, percent: int) -> None:
     assert most <= max(1.0, rate * windows.ROOM * span.width / 3600)
 
 
+def test_those_of_one_window_do_not_crowd_in_a_part_of_it() -> None:
+    """Certificates that were issued one after the other get the same window; their devices have places near each other."""
+    window, end = (NOW + 40 * DAY, NOW + 41 * DAY), NOW + 90 * DAY
+    parts = Counter[int]()
+    for number in range(1000):
+        place = 0.4 + 0.1 * number / 1000
+        moment = schedule.planned(NOW + 72 * DAY, NOW, (NOW, end), place, window)
+        assert moment is not None
+        parts[(moment - window[0]) * 4 // DAY] += 1
+    assert min(parts[part] for part in range(4)) > 200
+
+
 def test_more_than_the_rate_goes_beyond_the_own_rule() -> None:
     """A CA that cannot do it before the rule has certificates due: the time after it is used, up to the last moment."""
     span = windows.span_of(NOW, NOW, NOW + 90 * DAY, EnrollmentSettings(renewal_period=20))
@@ -184,5 +232,11 @@ def test_who_is_late_is_renewed_as_soon_as_there_is_room() -> None:
     late = windows.span_of(NOW + 75 * DAY, NOW, NOW + 90 * DAY, rule)
     assert late is not None and late.late
     assert windows.choose(late, {}, 1000, 0.0) == late.now + 1
+    soon = windows.span_of(NOW + 70 * DAY, NOW, NOW + 90 * DAY, rule)
+    assert soon is not None and soon.late and soon.last == soon.over, (
+        "two days are no measure of what is fair"
+    )
+    early = windows.span_of(NOW + 50 * DAY, NOW, NOW + 90 * DAY, rule)
+    assert early is not None and not early.late
     assert windows.span_of(NOW + 85 * DAY, NOW, NOW + 90 * DAY, rule) is None, "there is no time for windows"
     assert windows.span_of(NOW, NOW, NOW + 90 * DAY, EnrollmentSettings(auto_renewal=False)) is None

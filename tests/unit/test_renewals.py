@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
@@ -119,6 +120,81 @@ def test_what_was_issued_before_there_was_a_rate_gets_a_window_with_its_report(c
     has(context, "A1", now() + 60 * DAY, "by hand", serial="77")
     never = {"by hand": EnrollmentSettings(auto_renewal=False)}
     assert certificates.told_windows(context, "A1", lambda: never) == [told]
+
+
+def statements(context: Context, act: Callable[[], object]) -> list[str]:
+    found: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        found.append(statement.split()[0])
+
+    sa.event.listen(context.db.engine, "before_cursor_execute", note)
+    try:
+        act()
+    finally:
+        sa.event.remove(context.db.engine, "before_cursor_execute", note)
+    return found
+
+
+def test_a_window_costs_one_statement(context: Context) -> None:
+    """What is booked is read with what is read anyway; what is given back has not begun, so a renewal in its window gives
+    nothing back; and what nobody asked for is not ended."""
+    fleet(context, A1="/", A2="/")
+    issue(context, "A1", 0)  # the management CA's key is read
+    without = statements(context, lambda: issue(context, "A1", 0))
+    assert len(statements(context, lambda: issue(context, "A2"))) == len(without) + 1
+    with context.db.begin() as connection:  # its window has begun
+        begun = {"window_from": now() - 5, "window_until": now() + 5}
+        connection.execute(certificate_table.update().values(**begun))
+    assert len(statements(context, lambda: issue(context, "A2"))) == len(without) + 1
+
+
+def test_who_misses_a_window_gets_another_one(context: Context) -> None:
+    """The CA was away in it: told with the report that says so, or when it is over; not while it is still to come."""
+    store(context, EstSettings("x", "ca", rate=600), b"", "")
+    fleet(context, A1="/")
+    has(context, "A1", now() + 60 * DAY, window_from=now() + HOUR, window_until=now() + 2 * HOUR)
+    rules = {"lan": RULE}
+
+    def told(**more: Any) -> tuple[int, int]:
+        (found,) = certificates.told_windows(context, "A1", lambda: rules, **more)
+        return found["from"], found["until"]
+
+    def window(begin: int, until: int) -> None:
+        with context.db.begin() as connection:
+            dates = {"window_from": now() + begin, "window_until": now() + until}
+            connection.execute(certificate_table.update().values(**dates))
+
+    first = told(failing={"lan"})
+    assert first[0] > now(), "it has not begun"
+    window(-60, HOUR)
+    assert told()[0] < now(), "it has, and the device says nothing of a failure"
+    other = told(failing={"lan"})
+    assert now() < other[0] < other[1] <= now() + 60 * DAY - 9 * DAY and sum(booked(context).values()) == 1
+    assert told(failing={"lan"}) == other
+    window(-2 * HOUR, -60)
+    assert told()[0] > now()
+    window(-2 * HOUR, -60)
+    rules["lan"] = EnrollmentSettings(auto_renewal=False)
+    assert told()[1] < now(), "it is not renewed by itself: nothing is booked for it"
+
+
+def test_a_device_of_several_certificates_holds_no_row_while_it_waits_for_another(context: Context) -> None:
+    """Windows that reports bring are booked by one transaction each: two devices could wait for each other in a circle."""
+    store(context, EstSettings("x", "ca", rate=600), b"", "")
+    fleet(context, A1="/")
+    for name in ("a", "b", "c"):
+        has(context, "A1", now() + 60 * DAY, name, serial=name.encode().hex())
+    begun: list[int] = []
+
+    def note(connection: sa.Connection) -> None:
+        begun.append(id(connection))
+
+    sa.event.listen(context.db.engine, "commit", note)
+    rules = dict.fromkeys(("a", "b", "c"), RULE)
+    assert len(certificates.told_windows(context, "A1", lambda: rules)) == 3
+    sa.event.remove(context.db.engine, "commit", note)
+    assert len(begun) >= 3
 
 
 def test_a_rate_is_read_and_refused() -> None:
