@@ -83,6 +83,14 @@ def test_a_window_is_booked_with_the_certificate_and_given_back(context: Context
     assert certificates.told_windows(context, "A1", dict) == []
 
 
+def test_what_is_booked_is_seen(context: Context) -> None:
+    units = [f"U{number}" for number in range(9)]
+    fleet(context, **dict.fromkeys(units, "/"))
+    for unit in units:
+        issue(context, unit)
+    assert list(booked(context).values()) == [1] * 9, "there is room for each in a bucket of its own"
+
+
 def test_many_proxies_book_at_once(context: Context) -> None:
     """Each booking counts, whoever makes it at the same moment, and nobody waits for another in a circle."""
     other = Context.open(context.data)
@@ -142,6 +150,7 @@ def test_a_window_costs_one_statement(context: Context) -> None:
     fleet(context, A1="/", A2="/")
     issue(context, "A1", 0)  # the management CA's key is read
     without = statements(context, lambda: issue(context, "A1", 0))
+    assert [each for each in without if each != "BEGIN"] == ["SELECT", "INSERT"]
     assert len(statements(context, lambda: issue(context, "A2"))) == len(without) + 1
     with context.db.begin() as connection:  # its window has begun
         begun = {"window_from": now() - 5, "window_until": now() + 5}
