@@ -103,8 +103,19 @@ def _within(window: Window, soonest: int, chance: float) -> int:
     """Our moment in it, the first one where chance is 0. Another place in each window: those that are issued one after the
     other get the same window, and would crowd in a part of it for ever."""
     begin = max(window[0], soonest)
-    place = place_of(f"{chance} {window[0]}") if chance else 0.0
-    return begin + int(max(0, window[1] - begin) * place)
+    return begin + int(max(0, window[1] - begin) * _mixed(chance, window[0]))
+
+
+def _mixed(chance: float, salt: int) -> float:
+    """Another chance, which has nothing in common with those of other salts, nor with one nearby: the last step of
+    MurmurHash3. A CRC would not do: those of two salts differ by the same bits for everybody."""
+    found = int(chance * (1 << 32))
+    if not found:
+        return 0.0
+    found ^= salt & 0xFFFF_FFFF
+    for shift, factor in ((16, 0x85EB_CA6B), (13, 0xC2B2_AE35), (16, 1)):
+        found = (found ^ found >> shift) * factor & 0xFFFF_FFFF
+    return found / (1 << 32)
 
 
 def retry_at(failures: int, now: int, not_before: int, not_after: int, chance: float) -> int:

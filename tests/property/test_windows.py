@@ -202,15 +202,19 @@ def test_a_herd_is_flat(count: int, life: int, percent: int) -> None:
 
 
 def test_those_of_one_window_do_not_crowd_in_a_part_of_it() -> None:
-    """Certificates that were issued one after the other get the same window; their devices have places near each other."""
-    window, end = (NOW + 40 * DAY, NOW + 41 * DAY), NOW + 90 * DAY
-    parts = Counter[int]()
-    for number in range(1000):
-        place = 0.4 + 0.1 * number / 1000
-        moment = schedule.planned(NOW + 72 * DAY, NOW, (NOW, end), place, window)
+    """Certificates that were issued one after the other get the same window next, whatever their places were before."""
+    windows_of = [(NOW + day * DAY, NOW + (day + 1) * DAY) for day in (40, 41)]
+
+    def at(place: float, window: tuple[int, int]) -> int:
+        moment = schedule.planned(NOW + 72 * DAY, NOW, (NOW, NOW + 90 * DAY), place, window)
         assert moment is not None
-        parts[(moment - window[0]) * 4 // DAY] += 1
-    assert min(parts[part] for part in range(4)) > 200
+        return moment - window[0]
+
+    places = [schedule.place_of(f"U{number}/lan") for number in range(8000)]
+    first = sorted(places, key=lambda place: at(place, windows_of[0]))
+    for some in (sorted(places)[3000:4000], first[:1000], first[5000:6000]):
+        parts = Counter(at(place, windows_of[1]) * 8 // DAY for place in some)
+        assert min(parts[part] for part in range(8)) > 90 and max(parts.values()) < 165
 
 
 def test_more_than_the_rate_goes_beyond_the_own_rule() -> None:
