@@ -23,7 +23,7 @@ from .database import now
 from .devices import Device
 from .profiles import Effective, tag
 from .schema import ndes_challenges
-from .upstream.config import CaConfig, has_challenges, load
+from .upstream.config import CaConfig, load
 from .upstream.ndes import fetch_challenge
 
 __all__ = ["RETRY_SECONDS", "check", "hand_out", "in_force", "spend"]
@@ -108,9 +108,10 @@ def _due(context: Context, unit_id: str, cert: CertSettings) -> bool:
     return bool(now() >= row.not_after - left - life // 20)
 
 
-def in_force(context: Context) -> CaConfig | None:
-    """The CA's configuration when it says where NDES hands out challenges."""
-    if not has_challenges(context):  # asked with all settings: nothing is unsealed for that
+def in_force(context: Context, wanted: bool) -> CaConfig | None:
+    """The CA's configuration when it says where NDES hands out challenges. wanted: as of `config.standing`, which is asked
+    with all settings: nothing is unsealed for that."""
+    if not wanted:
         return None
     config = load(context)
     return config if config is not None and config.kind == "scep" and config.scep.ndes_url else None

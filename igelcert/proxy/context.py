@@ -25,6 +25,7 @@ __all__ = ["DRAIN_MAX", "Config", "Context", "is_address"]
 
 MERGED_KEPT = 64
 DRAIN_MAX = 600
+THREADS = 16  # more of them spend a third of the processor's time taking the interpreter from each other
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Config:
     admin_listen: str = "127.0.0.1:8444"
     trusted_frontends: tuple[str, ...] = ()
     proxy_protocol: tuple[str, ...] = ()
-    threads: int = 32
+    threads: int = THREADS
     upstream_parallel: int = 8
     upstream_timeout: int = 30
     upstream_wait: int = 1
@@ -101,6 +102,9 @@ def _config(path: Path) -> Config:
         else:
             raise SettingsError(f"{path}: {key}", "is not a known key")
         values[key] = value
+    if "threads" not in values:
+        # as many as wait for a CA that stalls are left for everything else
+        values["threads"] = max(THREADS, 2 * values.get("upstream_parallel", 0))
     return Config(**values)
 
 

@@ -246,25 +246,36 @@ class Database:
         Database.put(connection, schema.meta, {"key": key, "value": value})
 
     @staticmethod
-    def add(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
-        """The row, unless there is one that it cannot be beside."""
-        dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-        connection.execute(dialect.insert(table).values(row).on_conflict_do_nothing())
+    def add(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> bool:
+        """The row, unless there is one that it cannot be beside. Is it there now?"""
+        return _execute(connection, _add(connection.dialect.name, table), row).first() is not None
 
     @staticmethod
     def put(connection: sa.Connection, table: sa.Table, row: dict[str, Any]) -> None:
         """The row, in place of one with the same primary key; whoever does so at the same time makes no difference."""
-        computed = {name: value for name, value in row.items() if isinstance(value, sa.ClauseElement)}
-        statement = _put(connection.dialect.name, table, tuple(row))
-        if computed:
-            statement = statement.values(computed)
-        connection.execute(statement, {name: value for name, value in row.items() if name not in computed})
+        _execute(connection, _put(connection.dialect.name, table, tuple(row)), row)
 
     @staticmethod
     def record(connection: sa.Connection, actor: str, action: str, detail: str) -> None:
         """A line of the audit log; never a secret."""
         row = {"at": now(), "actor": actor[:128], "action": action, "detail": detail[:1000]}
         connection.execute(_AUDIT, row)
+
+
+def _execute(connection: sa.Connection, statement: Any, row: dict[str, Any]) -> Any:
+    """A statement with the values of a row, some of which may be the database's to compute."""
+    computed = {name: value for name, value in row.items() if isinstance(value, sa.ClauseElement)}
+    if computed:
+        statement = statement.values(computed)
+    return connection.execute(statement, {name: value for name, value in row.items() if name not in computed})
+
+
+@lru_cache(16)
+def _add(dialect: str, table: sa.Table) -> Any:
+    """The statement of `Database.add`."""
+    insert = (postgresql if dialect == "postgresql" else sqlite).insert(table)
+    # what a driver says of affected rows is not the same everywhere
+    return insert.on_conflict_do_nothing().returning(*table.primary_key)
 
 
 @lru_cache(64)

@@ -56,9 +56,10 @@ _ROW = (
     .with_for_update(of=enrollments)
 )
 _STATE = sa.select(enrollments.c.state).where(_ITS)
-_INSERT = enrollments.insert().values(updated=moment())
 _UPDATE = enrollments.update().where(_ITS).values(updated=moment())
-_DEFER_INSERT = _INSERT.values(retry_at=moment() + sa.bindparam("seconds", type_=sa.BigInteger))
+_DEFER_INSERT = enrollments.insert().values(
+    updated=moment(), retry_at=moment() + sa.bindparam("seconds", type_=sa.BigInteger)
+)
 _DEFER = _UPDATE.values(retry_at=moment() + sa.bindparam("seconds", type_=sa.BigInteger))
 # of a request that nobody has taken over
 _OURS = sa.and_(enrollments.c.state == "running", enrollments.c.claim == sa.bindparam("token"))
@@ -69,6 +70,10 @@ _GIVEN_OUT = (
     sa.select(enrollments.c.claim, enrollments.c.state)
     .where(enrollments.c.certificate_sha256 == sa.bindparam("digest"))
     .limit(1)
+)
+_others = enrollments.alias()
+_ISSUE = _FINISH.where(
+    ~sa.exists().where(_others.c.certificate_sha256 == sa.bindparam("given_out")).correlate(enrollments)
 )
 _OWNER = (
     sa.select(enrollments.c.unit_id)
@@ -152,27 +157,27 @@ def claim(context: Context, ask: Ask, version: int) -> Ticket | Any:
         "holder": context.leases.holder,
         "claim": token,
     }
-    stale = _stale(context)
     ticket = Ticket(context, ask, "", token)
-    while True:
-        try:
+    try:
+        while True:
+            # nearly every request comes for the first time: one statement, and one round trip
+            with context.db.single() as connection:
+                if Database.add(connection, enrollments, {**ask.identity, **fresh, "updated": moment()}):
+                    return ticket
             with context.db.begin(alone=False) as connection:
                 row = connection.execute(_ROW, ask.key).one_or_none()
-                if row is not None and _stands(row, ask.operation, version, stale):
-                    return row
                 if row is None:
-                    connection.execute(_INSERT, {**ask.identity, **fresh})
-                    return ticket
+                    continue  # it went meanwhile
+                if _stands(row, ask.operation, version, _stale(context)):
+                    return row
                 # an answer that is still to come is asked for where it was
                 ticket.value = row.upstream_state if _open(row, version) else ""
                 connection.execute(_UPDATE, {**ask.key, "upstream_state": ticket.value, **fresh})
                 return ticket
-        except IntegrityError:
-            continue  # somebody else inserted it meanwhile: look again
-        except StorageError:
-            # it may be claimed all the same: the answer to the commit was lost
-            context.leases.later(lambda: _finish(context, ticket, "failed", "the database was away"))
-            raise
+    except StorageError:
+        # it may be claimed all the same: the answer to the commit was lost
+        context.leases.later(lambda: _finish(context, ticket, "failed", "the database was away"))
+        raise
 
 
 def defer(context: Context, ask: Ask, version: int, reason: str, seconds: int) -> Any | None:
@@ -278,12 +283,13 @@ def _issued(
 ) -> bool:
     ask = ticket.ask
     with context.db.begin(alone=False) as connection:
-        known = connection.execute(_GIVEN_OUT, {"digest": values["certificate_sha256"]}).one_or_none()
-        if known is not None:
+        digest = values["certificate_sha256"]
+        if not connection.execute(_ISSUE, {**ticket.key, **values, "given_out": digest}).rowcount:
+            known = connection.execute(_GIVEN_OUT, {"digest": digest}).one_or_none()
+            if known is None:
+                raise Lost
             # its own, when this is tried again after a commit whose answer was lost
             return bool(known.claim == ticket.token and known.state == "issued")
-        if not connection.execute(_FINISH, {**ticket.key, **values}).rowcount:
-            raise Lost
         certificates.note(
             connection, ask.unit_id, ask.friendly_name, cert, issuer=issuer, rate=rate, rule=ask.rule
         )

@@ -10,7 +10,7 @@ from . import cacerts, challenges, enrollments, policy, profiles
 from .context import Context
 from .identity import Client, client_of
 from .relay import Answer, relay
-from .upstream.config import current_version
+from .upstream.config import current_version, standing
 
 __all__ = ["make"]
 
@@ -79,8 +79,8 @@ def _enroll(context: Context, client: Client, operation: str, label: str | None)
         else:
             device, renewing = client.device(), None
         assigned = profiles.effective(context, device)
-        challenged = challenges.in_force(context)
-        version = current_version(context)
+        version, wanted = standing(context)
+        challenged = challenges.in_force(context, wanted)
     g.unit_id = device.unit_id
     csr = pkcs10.parse(est.csr_from_request(request.get_data(), request.headers.get("Content-Type", "")))
     if renewing is not None and not pkcs10.matches_certificate(csr, renewing):

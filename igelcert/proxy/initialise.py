@@ -35,7 +35,7 @@ _HEAD = """\
 # trusted_frontends  addresses or networks of TLS front ends whose Client-Cert header (RFC 9440) counts
 # proxy_protocol     addresses or networks of balancers that pass TLS through; each connection of theirs must begin with
 #                    the PROXY protocol (version 1 or 2)
-# threads            requests of devices that are worked on at once (32)
+# threads            requests of devices that are worked on at once (16, or twice upstream_parallel)
 # upstream_parallel  requests to the CA at once (8)
 # upstream_timeout   seconds for an answer of the CA (30)
 # upstream_wait      seconds that a few requests wait for their turn before the device is told to come back (1)

@@ -11,6 +11,7 @@ from ..settings import EnrollmentSettings, load_json
 from . import certificates, challenges, changes, devices, profiles
 from .context import Context
 from .identity import client_of
+from .upstream.config import standing
 from .waiting import KEY, Place, Visit, preferred_wait, retry_soon
 
 __all__ = ["WAIT_MAX", "make"]
@@ -43,7 +44,7 @@ def make(context: Context) -> Blueprint:
             device = client.device()
             since = changes.newest(context) if seconds else 0
             found = profiles.effective(context, device)
-            challenged = challenges.in_force(context)
+            challenged = challenges.in_force(context, standing(context)[1])
         g.unit_id = device.unit_id
         found = challenges.hand_out(context, challenged, device, found)
         visit: Visit | None = request.environ.get(KEY)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -30,6 +31,7 @@ KEEPALIVE_SECONDS = 15
 CONNECTIONS = 1000
 GRACE_SECONDS = 20  # for what is being answered when the proxy ends, at least
 GRACE_MARGIN = 5  # seconds beyond an exchange with the CA
+GARBAGE = 10_000  # objects made and not freed, after which Python looks for cycles
 FILES = 256  # descriptors for what is no connection of a client
 
 
@@ -134,6 +136,10 @@ class _Server(BaseApplication):  # type: ignore[misc]
         self.cfg.changes_since = lambda position: changes.since(context, position)
         self.cfg.note_lag = context.upstreams.gate.note_lag
         device, admin = make_device_app(context), make_admin_app(context)
+        # what is there now stays: it need not be looked through each time
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(GARBAGE)
 
         def program(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
             if isinstance(environ.get("gunicorn.socket"), ssl.SSLSocket):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.bench.keys import as_json, measure, table
 from tests.load import scenarios
+from tests.load.shared import shared
 from tests.support.peers import peer
 
 KINDS = ("rsa_2048", "ec_prime256v1", "ecdsa_ed25519")
@@ -28,11 +29,11 @@ def test_keys_once() -> None:
 
 @pytest.mark.peers
 @pytest.mark.slow
-@pytest.mark.parametrize("name", scenarios.SCENARIOS)
+@pytest.mark.parametrize("name", [*scenarios.SCENARIOS, "shared"])
 def test_load_once(name: str, tmp_path: Path) -> None:
     if name == "overhead":
         peer("nginx")
-    rows = scenarios.SCENARIOS[name](tmp_path, scenarios.QUICK)
+    rows = {**scenarios.SCENARIOS, "shared": shared}[name](tmp_path, scenarios.QUICK)
     assert (
         len(json.loads(scenarios.as_json(rows))["load"])
         == len(rows)

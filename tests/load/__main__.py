@@ -12,15 +12,17 @@ from pathlib import Path
 from .renewals import renewals
 from .scenarios import FULL, QUICK, as_json, table
 from .scenarios import SCENARIOS as ALONE
+from .shared import shared
 from .siege import siege
 
-SCENARIOS = {**ALONE, "siege": siege, "renewals": renewals}
+SCENARIOS = {**ALONE, "shared": shared, "siege": siege, "renewals": renewals}
 EPILOG = """scenarios (default: all)
   overhead  relayed enrollments on kept and on fresh connections, over EST and SCEP; nginx in the proxy's place
   storm     10000 devices that wait get a profile at once; the CA takes 50 ms, 8 at a time, and fails for a minute
   idle      5000 devices wait for other settings, at rest and when these come
   stalled   enrollments beside 20 silent clients and 20 with half a ClientHello, and without
   curve     enrollments with 10, 1000 and 100000 devices on record
+  shared    enrollments at three proxies on PostgreSQL and at one on SQLite, in turn
   siege     2000 devices enroll at three proxies on PostgreSQL behind HAProxy while the proxies are killed in turn, every
             five seconds, and PostgreSQL is restarted
   renewals  2000 devices renew certificates that live for 150 seconds, in windows and without; beside it the simulation

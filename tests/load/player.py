@@ -9,6 +9,7 @@ machine share.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import random
 import resource
@@ -60,6 +61,7 @@ class Player:
         self.turn: Iterator[Device] = iter(())
         self.parked = 0
         self.left = 0
+        self.ports = itertools.cycle(plan["ports"]) if "ports" in plan else None
         self.patience = float(plan.get("patience", PATIENCE))
 
     def play(self) -> None:
@@ -254,7 +256,8 @@ class Player:
             return None
 
     def _open(self, device: Device) -> Task:
-        return (yield from Line.open(self.tls, device.pem, self.plan["port"], self.patience))
+        port = next(self.ports) if self.ports else self.plan["port"]
+        return (yield from Line.open(self.tls, device.pem, port, self.patience))
 
     def csr(self, device: Device) -> bytes:
         """Another one each time: the signature is random."""

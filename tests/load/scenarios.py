@@ -22,7 +22,7 @@ from .ca import Seen
 from .crew import Result, percentile
 from .stage import Stage, nginx, over_est, over_scep
 
-__all__ = ["FULL", "QUICK", "SCENARIOS", "Row", "Size", "as_json", "table"]
+__all__ = ["FULL", "QUICK", "SCENARIOS", "Row", "Size", "as_json", "spread", "table"]
 
 CAP = 8  # requests that the CA of the storm takes at once
 HALF_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
@@ -148,7 +148,7 @@ def _overhead_rows(name: str, ours: _Runs, theirs: _Runs | None, bound: float) -
             name,
             what,
             statistics.median(mine),
-            _spread(mine),
+            spread(mine),
             peer,
             statistics.median(other) if other else None,
             **more,
@@ -166,7 +166,7 @@ def _part(runs: _Runs | None, part: float) -> float | None:
     return percentile(runs.times, part) if runs else None
 
 
-def _spread(values: list[float]) -> float | None:
+def spread(values: list[float]) -> float | None:
     if len(values) < 3:
         return None
     low, _, high = statistics.quantiles(values, n=4)
@@ -401,7 +401,7 @@ def curve(place: Path, size: Size) -> list[Row]:
     for full in size.full[1:]:
         mine, name = runs[full], f"{full} devices on record"
         found.append(
-            Row(name, "processor time of the proxy, ms", statistics.median(mine.cpu), _spread(mine.cpu), peer,
+            Row(name, "processor time of the proxy, ms", statistics.median(mine.cpu), spread(mine.cpu), peer,
                 statistics.median(base.cpu), 1.3, of_ratio=True)
         )  # fmt: skip
         found.append(

@@ -124,18 +124,18 @@ def _programs() -> Path:
 
 
 @contextlib.contextmanager
-def cluster() -> Iterator[Cluster]:
-    """Made, running, and ended with the block."""
+def cluster(settings: str = "") -> Iterator[Cluster]:
+    """Made, running, and ended with the block. settings: lines for its configuration, after ours."""
     programs = _programs()
     # not below pytest's own directories: nobody else may enter those, and a socket's name has 107 octets at most
     directory = Path(tempfile.mkdtemp(prefix="igelcert-pg-"))
     try:
-        yield from _running(Cluster(directory, free_port(), programs))
+        yield from _running(Cluster(directory, free_port(), programs), settings)
     finally:
         shutil.rmtree(directory)
 
 
-def _running(made: Cluster) -> Iterator[Cluster]:
+def _running(made: Cluster, settings: str) -> Iterator[Cluster]:
     directory = made.directory
     account = _as_nobody()
     if account:
@@ -149,7 +149,7 @@ def _running(made: Cluster) -> Iterator[Cluster]:
         check=True, capture_output=True, cwd=directory, **account,
     )  # fmt: skip
     with (directory / "data/postgresql.conf").open("a") as file:
-        file.write(SETTINGS)
+        file.write(SETTINGS + settings)
     made.start()
     try:
         yield made

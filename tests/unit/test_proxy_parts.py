@@ -43,6 +43,20 @@ def test_configuration(data: Path, tmp_path: Path, line: str, sentence: str) -> 
         Context(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("lines", "threads"),
+    [
+        ("", 16),
+        ("upstream_parallel = 8", 16),
+        ("upstream_parallel = 20", 40),
+        ("upstream_parallel = 20\nthreads = 3", 3),
+    ],
+)
+def test_threads_that_a_ca_which_stalls_does_not_hold(tmp_path: Path, lines: str, threads: int) -> None:
+    (tmp_path / "proxy.toml").write_text(lines + "\n")
+    assert Context(tmp_path).config.threads == threads
+
+
 def test_secrets_stay_where_they_were_sealed(tmp_path: Path) -> None:
     make_master_key(tmp_path / "key")
     sealer = Sealer.open(tmp_path / "key")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -243,7 +244,7 @@ class Pool:
 @pytest.fixture
 def worker(table: Table, watch: Watch) -> Iterator[Worker]:
     cfg = Config()
-    cfg.user_limits = {"handshake": 1, "request": 1, "waiting": 5}
+    cfg.user_limits = {"handshake": 1, "request": 1, "waiting": 100}
     cfg.sends_preface = lambda address: address == "balancer"
     made = Worker(1, os.getpid(), [], None, 30, cfg, logging.getLogger("test"))
     made.poller, made.tpool, made.watch = selectors.DefaultSelector(), Pool(), watch
@@ -270,8 +271,46 @@ def test_what_the_poller_saw_before_a_change_is_nothing_after_it(worker: Worker,
         ((key, _),) = worker.poller.select(1)
         worker._changed([Change(1, "device", "A")])
         key.data(key.fileobj)
-        assert worker.tpool.work == [conn] and worker.nr_conns == 1 and worker.room.taken == 1
+        assert worker.tpool.work == [[conn]] and worker.nr_conns == 1 and worker.room.taken == 1
         assert conn.buffer == b"" and ours.fileno() >= 0, "it is the thread's now"
+
+
+def _asleep(worker: Worker, unit: str, stack: contextlib.ExitStack) -> Connection:
+    """A connection that waits."""
+    ours, theirs = socket.socketpair()
+    stack.callback(ours.close)
+    stack.callback(theirs.close)
+    conn = Connection(worker.cfg, ours, ("", 0), "", admin=False)
+    conn.request, conn.visit = b"GET / HTTP/1.1\r\n\r\n", Visit(worker.room, 100)
+    with pytest.raises(Parked):
+        conn.visit.wait(Place(unit, "/", '"x"', 0), 60)
+    worker.nr_conns += 1
+    worker._park(conn)
+    return conn
+
+
+def test_those_that_waited_are_answered_in_batches(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quarter of the threads has sixteen each; what a thread does not come to in its time goes on with another."""
+    worker.cfg.set("threads", 8)
+    with contextlib.ExitStack() as stack:
+        conns = [_asleep(worker, str(number), stack) for number in range(50)]
+        worker._changed([Change(1, "directory", "/")])
+        assert worker.tpool.work == [conns[:16], conns[16:32]] and worker.answering == 2
+        slow = iter([0.0, 0.0, 0.2])
+        monkeypatch.setattr(worker, "handle", lambda _: time.sleep(next(slow)) or "linger")
+        results = worker._answer_in_turn(conns[:16])
+        assert results == ["linger"] * 3
+        done: Future[list[str]] = Future()
+        done.set_result(results)
+        worker._answered(conns[:16], done)
+        assert worker.tpool.work[2:] == [conns[3:16]] and worker.answering == 2
+        assert worker.waiting == set(conns[:3]), "they say goodbye"
+        broken: Future[list[str]] = Future()
+        broken.set_exception(RuntimeError())
+        worker._answered(conns[16:32], broken)
+        assert worker.tpool.work[3:] == [conns[32:48]] and all(
+            each.sock.fileno() < 0 for each in conns[16:32]
+        )
 
 
 def test_half_a_preface_has_as_long_as_a_handshake(worker: Worker) -> None:

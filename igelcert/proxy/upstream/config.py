@@ -32,18 +32,19 @@ __all__ = [
     "Settings",
     "clear",
     "current_version",
-    "has_challenges",
     "load",
     "rate",
     "rate_of",
     "show",
     "split_url",
+    "standing",
     "store",
 ]
 
 _PLACE = "ca_config"
 _VERSION = sa.select(ca_config.c.version)
 _SETTINGS = sa.select(ca_config.c.settings)
+_STANDING = sa.select(ca_config.c.version, ca_config.c.settings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -347,15 +348,21 @@ def load(context: Context) -> CaConfig | None:
     )
 
 
-def has_challenges(context: Context) -> bool:
-    """Does the CA want one-time challenges of NDES in the settings?"""
+def standing(context: Context) -> tuple[int, bool]:
+    """The version of the configuration, 0 when there is none; does the CA want one-time challenges of NDES in the
+    settings?"""
     with context.db.read() as connection:
-        return _has_challenges(connection)
+        row = connection.execute(_STANDING).one_or_none()
+    return (row.version, _wants_challenges(row.settings)) if row is not None else (0, False)
 
 
 def _has_challenges(connection: sa.Connection) -> bool:
     found = connection.execute(_SETTINGS).scalar()
-    return found is not None and bool(json.loads(found).get("ndes_url"))
+    return found is not None and _wants_challenges(found)
+
+
+def _wants_challenges(settings: str) -> bool:
+    return bool(json.loads(settings).get("ndes_url"))
 
 
 def rate(connection: sa.Connection) -> int:
