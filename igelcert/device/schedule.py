@@ -37,6 +37,9 @@ WINDOW_LEAST = (
 ASKED_LEAST = 10  # the same, where an administrator asked for that very certificate
 
 SOONEST = 60  # seconds to the first new try; less for certificates that live for minutes
+PUT_OFF_LEAST = (
+    180  # seconds to the next try from which on it may be put off to another window; less for a short life
+)
 LATEST = 12 * 3_600  # between tries while there is time
 LOST_LATEST = 900  # between tries when there is no valid certificate
 CAS_EVERY = 7 * DAY
@@ -140,7 +143,7 @@ def put_off(try_at: int, planned: int, now: int, not_before: int, not_after: int
     The first tries, which are close together, are left as they are: what passes in minutes needs no window. Later ones are
     in the window: who missed theirs while the CA was away do not come back all at once.
     """
-    close = now + min(WINDOW_LEAST, max(1, (not_after - not_before) // 100))
+    close = now + min(PUT_OFF_LEAST, max(1, (not_after - not_before) // 100))
     return max(planned, close) if try_at >= close and planned > now else try_at
 
 

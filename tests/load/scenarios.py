@@ -44,7 +44,7 @@ class Size:
     delay: float = 0.05
     siege: int = 60
     renewals: int = 60
-    lives: tuple[int, int, int, int] = (16, 3, 18, 5)
+    lives: tuple[int, int, int, int] = (10, 2, 11, 4)
 
 
 FULL = Size(7, 400, 10_000, 60.0, 5_000, 30.0, (10, 1_000, 100_000), siege=2_000,

@@ -102,7 +102,7 @@ def test_another_window_puts_a_try_off_but_never_beyond_its_bound(
     state["try_at"] = own = schedule.retry_at(failures, now, NOW, end, place)
     state = notes.told_window(state, "01", window)
     found = notes.put_off(state, now, place)["try_at"]
-    close = min(schedule.WINDOW_LEAST, max(1, life // 100))
+    close = min(schedule.PUT_OFF_LEAST, max(1, life // 100))
     assert min(own, now + close) <= found <= max(own, now + close, last_moment(due, end), due)
     if own < now + close:
         assert found == own
