@@ -301,6 +301,12 @@ class Certificate:
         digits = f"{abs(self.serial):X}"
         return ("-" if self.serial < 0 else "") + ("0" if len(digits) % 2 else "") + digits
 
+    @property
+    def issuer_cn(self) -> str:
+        """The issuer's common name, the whole name where it has none."""
+        names = [value for rdn in self.issuer for oid, value in rdn if oid == "2.5.4.3"]
+        return names[-1] if names else self.issuer_text
+
     def pem(self) -> str:
         text = binascii.b2a_base64(self.der, newline=False).decode()
         lines = "\n".join(text[i : i + 64] for i in range(0, len(text), 64))

@@ -38,6 +38,7 @@ __all__ = [
 
 DOCUMENT_BYTES = 1 << 20
 MAX_CERTS = 100
+MOMENT_MAX = 253_402_300_799  # the end of the year 9999
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ class ScepSettings:
 class EnrollmentSettings:
     """How and when. `renewal_period` is the percentage of the validity that remains when renewal is due.
 
-    `renew_serial`: a certificate of this serial number is renewed now, whatever its dates say.
+    `renew_serial`: a certificate of this serial number is renewed now, whatever its dates say; or, where `renew_until` is
+    not 0, between `renew_from` and `renew_until` (seconds since 1970).
     """
 
     proto: str = "igelums"
@@ -90,6 +92,8 @@ class EnrollmentSettings:
     renewal_period_days: int = 30
     crypt_challenge_password: str = field(default="", repr=False)
     renew_serial: str = ""
+    renew_from: int = 0
+    renew_until: int = 0
     est: EstSettings | None = None
     scep: ScepSettings | None = None
 
@@ -391,6 +395,8 @@ _ENROLLMENT: Table = {
     "renewal_period_days": (30, _number(1, 36500)),
     "crypt_challenge_password": ("", _secret(255)),
     "renew_serial": ("", _serial),
+    "renew_from": (0, _number(0, MOMENT_MAX)),
+    "renew_until": (0, _number(0, MOMENT_MAX)),
     "est": (None, _nested(_EST, EstSettings)),
     "scep": (None, _nested(_SCEP, ScepSettings)),
 }

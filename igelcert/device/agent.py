@@ -11,7 +11,7 @@ from .. import crypto
 from ..codec.http import Request, Response
 from ..errors import Error, RemoteProtocolError, SettingsError
 from ..model import DeviceFacts
-from ..settings import CertSettings, Settings, parse_settings
+from ..settings import CertSettings, Settings, load_json, parse_settings
 from . import agenda, files, keys, schedule, straight
 from .config import Config
 from .facts import gather
@@ -21,7 +21,7 @@ from .log import Log
 from .status import state_of
 from .transport import Link
 
-__all__ = ["Agent", "load_settings"]
+__all__ = ["Agent", "load_settings", "windows_of"]
 
 MAX_SETTINGS = 1 << 20
 CLOCK_FILE = "/usr/lib/clock-epoch"  # its date is that of the image, where the image has one
@@ -44,6 +44,7 @@ class Agent:
         self._facts: DeviceFacts | None = None
         self._link: Link | None = None
         self._told = False
+        self._windows: dict[str, tuple[str, schedule.Window]] = {}
 
     def __enter__(self) -> Agent:
         return self
@@ -104,6 +105,8 @@ class Agent:
         codes.append(run.apply(load_settings(self._path("settings.json")), self.stored))
         settings = self.stored() or Settings()
         reported = self._report_certs(run, settings)
+        if self._windows:
+            self._take_windows(run, settings)
         codes.append(EX_OK if reported else EX_TEMPFAIL)
         moments = [run.next_step(settings), self._identity_step()]
         if not reported:
@@ -233,6 +236,14 @@ class Agent:
         if answer.status not in {200, 204}:
             raise refusal("report", answer)
         self._told = True
+        self._windows = windows_of(answer.body) if answer.status == 200 else {}
+
+    def _take_windows(self, run: Run, settings: Settings) -> None:
+        """Notes what the answer to the last report said of when to renew. Without it our own rule holds."""
+        try:
+            run.take_windows(settings, self._windows)
+        except Error as err:
+            self.log.warning(f"the windows for renewals cannot be noted: {err}")
 
     # ---- the way to a certificate's CA ----------------------------------------------------------
 
@@ -260,6 +271,21 @@ class _ProxyWay(straight.EstWay):
 
 def _now() -> int:
     return int(time.time())
+
+
+def windows_of(body: bytes) -> dict[str, tuple[str, schedule.Window]]:
+    """Friendly name -> (serial number, window) of an answer to a report; what is no window is passed over."""
+    try:
+        document = load_json(body)
+    except SettingsError:
+        return {}
+    entries = document.get("windows") if isinstance(document, dict) else None
+    found = {}
+    for entry in entries if isinstance(entries, list) else ():
+        match entry:
+            case {"friendly_name": str(name), "serial": str(serial), "from": int(begin), "until": int(end)}:
+                found[name] = serial, (begin, end)
+    return found
 
 
 def load_settings(path: str) -> Settings:

@@ -8,9 +8,11 @@ from typing import Any
 from .. import crypto
 from ..model import DeviceFacts
 from ..settings import CertSettings
-from . import keys, schedule
+from . import keys, notes, schedule
 
-__all__ = ["address_alone", "by_time", "reason"]
+__all__ = ["BY_TIME", "address_alone", "asked", "by_time", "reason"]
+
+BY_TIME = "due for renewal"
 
 
 def reason(
@@ -26,7 +28,7 @@ def reason(
     """Why a new certificate is needed, "" when none is. mark: of what the settings and facts ask for now.
 
     under_way: the request for that mark was begun and has no certificate yet. chance: this device's place among
-    those that renew at one time, None to renew the moment it is due.
+    those that renew at one time, None to renew the moment it is due, or the first one of a window.
     """
     if live.cert is None:
         return live.problem or "new"
@@ -36,21 +38,38 @@ def reason(
         return "settings, host name or address changed"
     if under_way:
         return "a request is under way"
-    if live.cert.serial_hex == cert.enrollment.renew_serial:
+    if live.cert.serial_hex == cert.enrollment.renew_serial and not cert.enrollment.renew_until:
         return "the proxy asks for it"
-    return by_time(live.cert, cert, now, chance)
+    return by_time(live.cert, cert, state, now, chance)
 
 
-def by_time(live: crypto.Certificate, cert: CertSettings, now: int, chance: float | None) -> str:
-    """Is the live certificate due for renewal by its dates?"""
-    moment = schedule.renew_at(live.not_before, live.not_after, cert.enrollment)
-    if moment is None:
+def asked(live: crypto.Certificate, cert: CertSettings) -> schedule.Window | None:
+    """The window in which an administrator wants the live certificate renewed."""
+    enrollment = cert.enrollment
+    if live.serial_hex != enrollment.renew_serial or not enrollment.renew_until:
+        return None
+    return enrollment.renew_from, enrollment.renew_until
+
+
+def by_time(
+    live: crypto.Certificate, cert: CertSettings, state: Mapping[str, Any], now: int, chance: float | None
+) -> str:
+    """Is the live certificate due for renewal, by its dates or a window?"""
+    dates = live.not_before, live.not_after
+    wanted = asked(live, cert)
+    moment = schedule.planned(
+        schedule.renew_at(*dates, cert.enrollment),
+        notes.enrolled_at(state, live.not_before),
+        dates,
+        chance or 0.0,
+        notes.window_of(state, live.serial_hex),
+        wanted,
+    )
+    if moment is None or now < moment:
         return ""
-    if chance is not None:
-        moment = schedule.paced_renewal(moment, live.not_after, chance)
-    if now < moment:
-        return ""
-    return "expired" if now >= live.not_after else "due for renewal"
+    if now >= live.not_after:
+        return "expired"
+    return "the proxy asks for it" if wanted else BY_TIME
 
 
 def address_alone(cert: CertSettings, facts: DeviceFacts, state: Mapping[str, Any]) -> bool:

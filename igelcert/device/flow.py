@@ -5,7 +5,7 @@ What a run needs from outside (network, clock, facts) comes as arguments, so a t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -154,6 +154,35 @@ class Run:
         found.append(self.settler.next_removal())
         return min((moment for moment in found if moment is not None), default=None)
 
+    def take_windows(self, settings: Settings, windows: Mapping[str, tuple[str, schedule.Window]]) -> None:
+        """Notes the windows that the proxy told: friendly name -> (serial number, window). Those of other certificates
+        than the live ones are passed over."""
+        with self._lock():
+            for cert in settings.certs:
+                if cert.friendly_name in windows:
+                    self._take_window(cert, *windows[cert.friendly_name])
+
+    def _take_window(self, cert: CertSettings, serial: str, window: schedule.Window) -> None:
+        name = cert.friendly_name
+        live = keys.certificate(self.tree, name)
+        if live is None or live.serial_hex != serial:
+            return
+        state = self._stated(name)
+        told = notes.told_window(state, serial, window)
+        if state.get("error") and not state.get("refused") and self._only_due(cert, state):
+            told = notes.put_off(told, self.now(), self._place(name))
+        self._note(name, told)
+
+    def _only_due(self, cert: CertSettings, state: notes.State) -> bool:
+        """Is what failed a renewal for no other reason than the time?"""
+        mark = keys.fingerprint(cert, cert.csr_spec(self.facts))
+        live = keys.live(self.tree, cert.friendly_name, cert.key.password)
+        place = self._place(cert.friendly_name)
+        return due.reason(cert, live, state, mark, self.now(), under_way=False, chance=place) == due.BY_TIME
+
+    def _stated(self, name: str) -> notes.State:
+        return {key: value for key, value in self.tree.state(name).items() if key != "version"}
+
     def _each(self, certs: Sequence[CertSettings], *, forced: bool) -> list[int]:
         if certs and not schedule.clock_is_sane(self.now(), self.floor):
             self.log.error("the clock is not set; waiting for the right time")
@@ -254,7 +283,7 @@ class Run:
         since = int(ask.state["address"]["since"]) if self.paced else 0
         if self.now() < schedule.address_due(since, int(ask.state.get("address_at", 0))):
             self._note(ask.name, ask.state)
-            return due.by_time(ask.live.cert, ask.cert, self.now(), None) if ask.live.cert else ""
+            return due.by_time(ask.live.cert, ask.cert, ask.state, self.now(), None) if ask.live.cert else ""
         ask.state = {**ask.state, "address_at": self.now()}
         self._note(ask.name, ask.state)
         return "the address changed"
@@ -439,10 +468,11 @@ class Run:
             dates=(live.not_before, live.not_after),
             renew_at=schedule.renew_at(live.not_before, live.not_after, ask.cert.enrollment),
             now=self.now(),
+            asked=due.asked(live, ask.cert),
         )
 
     def _note(self, name: str, state: notes.State) -> None:
-        if state != {k: v for k, v in self.tree.state(name).items() if k != "version"}:
+        if state != self._stated(name):
             self.tree.save_state(name, state)
 
     def _note_pending(self, ask: Ask, outcome: Pending) -> int:

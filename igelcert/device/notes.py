@@ -5,6 +5,8 @@ Nothing in a state is needed to have a certificate; a state that was lost is der
     spec, ips, reason                what the live certificate was made for, with which addresses, and why
     serial, enrolled_at, renew_at    of the live certificate; renew_at None: not automatic
     not_before, not_after            of the live certificate
+    window                           {"serial", "from", "until"}: when the proxy wants it renewed
+    asked                            [from, until]: the same by an administrator's word, from the settings
     cas_at                           when the CA's certificates were last compared
     error, error_at, failures        the last failure and how many in a row; refused: the CA said no
     tried, try_at                    for which spec, and when the resident agent tries again
@@ -28,12 +30,17 @@ __all__ = [
     "cas_unknown",
     "dates_of",
     "enrolled",
+    "enrolled_at",
     "failed",
     "next_step",
     "pending",
+    "planned",
+    "put_off",
     "settled",
     "told_to_wait",
+    "told_window",
     "waits_until",
+    "window_of",
 ]
 
 State = dict[str, Any]
@@ -61,7 +68,7 @@ def enrolled(
     warnings: tuple[str, ...] = (),
 ) -> State:
     """A new certificate is live: no trouble is left."""
-    fresh = _without(state, (*_TROUBLE, "address", "hooks"))
+    fresh = _without(state, (*_TROUBLE, "address", "hooks", "window", "asked"))
     fresh.update(
         spec=spec,
         ips=list(ips),
@@ -85,9 +92,12 @@ def settled(
     dates: tuple[int, int],
     renew_at: int | None,
     now: int,
+    asked: schedule.Window | None = None,
 ) -> State:
     """Nothing is wrong and nothing is due. The renewal instant follows the settings."""
-    fresh = _without(state, _TROUBLE)
+    fresh = _without(state, (*_TROUBLE, "asked"))
+    if asked is not None:
+        fresh["asked"] = list(asked)
     trouble = fresh.get("hooks")
     if isinstance(trouble, dict) and trouble.get("event") == "failed":
         del fresh["hooks"]  # that it fails need not be told any more
@@ -165,18 +175,65 @@ def dates_of(state: Mapping[str, Any]) -> tuple[int, int]:
     return int(state.get("not_before", 0)), int(state.get("not_after", 0))
 
 
+def told_window(state: Mapping[str, Any], serial: str, window: schedule.Window) -> State:
+    """The proxy told a window for the certificate of that serial number."""
+    return {**state, "window": {"serial": serial, "from": window[0], "until": window[1]}}
+
+
+def put_off(state: Mapping[str, Any], now: int, chance: float) -> State:
+    """A renewal that is due by time failed, and the proxy told another window: the next try may be in that one."""
+    moment, try_at = planned(state, chance), state.get("try_at")
+    if moment is None or not isinstance(try_at, int):
+        return dict(state)
+    return {**state, "try_at": schedule.put_off(try_at, moment, now, *dates_of(state))}
+
+
+def window_of(state: Mapping[str, Any], serial: str | None = None) -> schedule.Window | None:
+    """The window that was told for that certificate; without a serial number, for the one of the state."""
+    found = state.get("window")
+    if not isinstance(found, dict) or (serial is not None and found.get("serial") != serial):
+        return None
+    return _pair([found.get("from"), found.get("until")])
+
+
+def _pair(found: object) -> schedule.Window | None:
+    match found:
+        case [int(begin), int(end)]:
+            return begin, end
+    return None
+
+
+def enrolled_at(state: Mapping[str, Any], not_before: int) -> int:
+    """When the live certificate came; its begin when that is not known."""
+    found = state.get("enrolled_at")
+    return max(found, not_before) if isinstance(found, int) else not_before
+
+
+def planned(state: Mapping[str, Any], chance: float) -> int | None:
+    """When the live certificate is renewed; None when never, or nothing is known of it."""
+    dates = dates_of(state)
+    due = state.get("renew_at")
+    return schedule.planned(
+        due if isinstance(due, int) else None,
+        enrolled_at(state, dates[0]),
+        dates,
+        chance,
+        window_of(state),
+        _pair(state.get("asked")),
+    )
+
+
 def next_step(state: Mapping[str, Any], chance: float) -> int | None:
     """When the resident agent has something to do for this certificate; None when never."""
-    _, end = dates = dates_of(state)
+    dates = dates_of(state)
     moments: list[object] = []
     if state.get("error"):
         moments.append(state.get("try_at"))
     elif state.get("pending"):
         moments.append(state.get("retry_at"))
     else:  # only then the rest is looked at
-        if state.get("renew_at") is not None:
-            moments.append(schedule.paced_renewal(int(state["renew_at"]), end, chance))
-        if end and "cas_at" in state:
+        moments.append(planned(state, chance))
+        if dates[1] and "cas_at" in state:
             moments.append(schedule.cas_due(int(state["cas_at"]), *dates))
         if isinstance(address := state.get("address"), dict):
             moments.append(schedule.address_due(int(address["since"]), int(state.get("address_at", 0))))

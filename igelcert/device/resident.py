@@ -30,7 +30,10 @@ __all__ = ["Resident", "main"]
 
 LOOK_SECONDS = 60.0  # between looks for what is missing: /wfs, the management identity
 CHILD_LIMIT = 3_600.0  # a child that works for longer is ended: RSA-8192 keys take a minute each
-CHILD_LEAST = 30.0  # between starts of children that only the agenda asks for
+CHILD_LEAST = (
+    30.0  # between starts of children that only the agenda asks for, where runs leave it in the past
+)
+CHILD_SOON = 3.0  # the same, where they do not: a window for a renewal may be short
 BACKOFF_FIRST, BACKOFF_LAST = 5.0, 300.0  # between tries of a proxy that is away
 REFUSED_FIRST, REFUSED_LAST = 60.0, 3_600.0  # of one that does not know us
 NETWORK_SETTLE = 3.0  # an interface that comes up says so several times
@@ -156,7 +159,7 @@ class Resident:
         moment = agenda.next_at(self.dir)
         if not self._want and moment is not None and moment <= time.time():
             # a run that leaves its agenda in the past (no room on the disk) does not make us spin
-            least = CHILD_LEAST * 2 ** min(self._stuck, 6)
+            least = CHILD_LEAST * 2 ** min(self._stuck, 6) if self._stuck else CHILD_SOON
             self._want, self._want_at = "agenda", max(now, self._child_started + least)
         if self._want and now >= self._want_at:
             self._start_child()

@@ -9,6 +9,7 @@ import sys
 import time
 
 from ..errors import CryptoError, Error
+from . import notes
 from .store import Tree
 
 TYPE_CHECKING = False
@@ -22,7 +23,8 @@ __all__ = ["collect", "main", "report", "state_of"]
 USAGE = """\
 usage: igel-certs status [NAME…] [--root DIR] [--config FILE] [--json] [--verbose]
 
-Shows each certificate: state, subject, issuer, expiry, the instant of its next renewal, last error.
+Shows each certificate: state, subject, issuer, expiry, the instant of its next renewal, the window that the
+proxy wants it renewed in, last error.
 States: valid, due (renewal is due), expired, pending (the CA has not decided), missing, damaged.
 
   --root DIR     act inside a root file system
@@ -73,6 +75,7 @@ def _entry(tree: Tree, name: str, now: int) -> dict[str, Any]:
         not_before=cert.not_before,
         not_after=cert.not_after,
         renew_at=state.get("renew_at"),
+        window=_window(state, cert.serial_hex),
         directory=os.path.join(tree.path, name),
     )
     if state.get("pending"):
@@ -86,8 +89,14 @@ def state_of(state: dict[str, Any], cert: Certificate | None, now: int) -> str:
         return "pending" if state.get("pending") and int(state.get("retry_at", 0)) > 0 else "missing"
     if now >= cert.not_after:
         return "expired"
-    renew_at = state.get("renew_at")
-    return "due" if renew_at is not None and now >= renew_at else "valid"
+    moment = notes.planned({"not_after": cert.not_after, **state}, 0.0)
+    return "due" if moment is not None and now >= moment else "valid"
+
+
+def _window(state: dict[str, Any], serial: str) -> list[int] | None:
+    """The window that an administrator, or else the proxy, wants it renewed in: [begin, end]."""
+    asked = state.get("asked")
+    return asked if asked else (list(told) if (told := notes.window_of(state, serial)) else None)
 
 
 def _der(pem: bytes) -> bytes:
@@ -118,6 +127,8 @@ def report(entries: list[dict[str, Any]]) -> str:
                 ("expires", _when(entry["not_after"])),
                 ("renewal", _when(entry["renew_at"]) if entry["renew_at"] is not None else "not automatic"),
             ]
+            if window := entry.get("window"):
+                rows.append(("window", f"{_when(window[0])} to {_when(window[1])}"))
             lines += [f"  {label:<8} {value}" for label, value in rows]
         if entry.get("retry_at"):
             lines.append(f"  {'retry':<8} {_when(entry['retry_at'])}")

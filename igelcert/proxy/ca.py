@@ -172,6 +172,7 @@ def describe(context: Context) -> dict[str, Any] | None:
         **(_scep_json(config) if isinstance(config.settings, ScepSettings) else _est_json(config)),
         "ca_certificates": [_cert_json(crypto.parse_certificate(der)) for der in certs],
         "ca_certificates_fetched": fetched or None,
+        "rate": config.settings.rate,
         "version": config.version,
         "updated": config.updated,
         "last_exchange": None if health is None else {"up": health.up, "at": health.at, "text": health.text},
@@ -217,7 +218,11 @@ def of_json(context: Context, body: dict[str, Any]) -> CaConfig:
         raise SettingsError("kind", "is neither est nor scep")
     if kind == "est":
         settings: Settings = EstSettings(
-            body.get("name", ""), body.get("host", ""), body.get("port", 443), body.get("label", "")
+            body.get("name", ""),
+            body.get("host", ""),
+            body.get("port", 443),
+            body.get("label", ""),
+            body.get("rate", 0),
         )
         keystore = None
         if body.get("keystore") is not None:
@@ -234,6 +239,7 @@ def of_json(context: Context, body: dict[str, Any]) -> CaConfig:
         body.get("poll", 60),
         body.get("ndes_url") or "",
         body.get("ndes_user") or "",
+        body.get("rate", 0),
     )
     return assemble(context, settings, None, body.get("ndes_password"))
 

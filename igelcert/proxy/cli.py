@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import Error, SettingsError, TransportError
-from . import cli_admin, cli_ca, cli_database, cli_operation, cli_registry
+from . import cli_admin, cli_ca, cli_database, cli_operation, cli_registry, cli_renewals
 from .clitools import Output, Parser, UsageError
 from .context import Context
 
@@ -105,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
 
     cli_ca.add_commands(commands, common)
     cli_registry.add_commands(commands, common)
+    cli_renewals.add_commands(commands, common)
     cli_admin.add_commands(commands, common)
     cli_database.add_commands(commands, common)
     cli_operation.add_commands(commands, common)

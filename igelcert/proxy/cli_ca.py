@@ -16,7 +16,7 @@ from .context import Context
 from .database import now
 from .keystore import MAX_KEYSTORE, open_keystore
 from .upstream import Step
-from .upstream.config import CaConfig, EstSettings, ScepSettings, clear, load, show
+from .upstream.config import CaConfig, EstSettings, ScepSettings, clear, load, rate_of, show
 
 __all__ = ["add_commands"]
 
@@ -70,6 +70,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="F",
         help="its password is the first line of F",
     )
+    _add_rate(est)
     est.add_argument("--yes", action="store_true", help="replace a configuration without asking")
     est.set_defaults(function=_set_est, opens=True)
 
@@ -130,6 +131,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     scep.add_argument(
         "--ndes-password-file", type=Path, metavar="F", help="its password is the first line of F"
     )
+    _add_rate(scep)
     scep.add_argument("--yes", action="store_true", help="replace a configuration without asking")
     scep.set_defaults(function=_set_scep, opens=True)
 
@@ -153,8 +155,18 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     gone.set_defaults(function=_clear, opens=True)
 
 
+def _add_rate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--rate",
+        default="0",
+        metavar="N/h",
+        help="certificates that the CA may be asked for, such as 600/h or 10/min: devices are given windows in which to "
+        "renew, below it (default: none, and each device goes by its own rule)",
+    )
+
+
 def _set_est(args: argparse.Namespace, output: Output, context: Context) -> int:
-    settings = EstSettings(args.name, args.host, args.port, args.label)
+    settings = EstSettings(args.name, args.host, args.port, args.label, rate_of(args.rate))
     keystore = read_file("--keystore", args.keystore, MAX_KEYSTORE)
     password = read_password("--keystore-password-file", args.keystore_password_file)
     config = ca.assemble(context, settings, keystore, password)
@@ -183,6 +195,7 @@ def _set_scep(args: argparse.Namespace, output: Output, context: Context) -> int
         args.poll,
         args.ndes_url,
         args.ndes_user,
+        rate_of(args.rate),
     )
     password = ""
     if args.ndes_password_file is not None:
@@ -231,6 +244,10 @@ def _show(args: argparse.Namespace, output: Output, context: Context) -> int:
         _show_scep(config.settings, output)
     else:
         _show_est(config, output)
+    rate = config.settings.rate
+    output.line(
+        f"Rate                {f'{rate} certificates an hour' if rate else 'none: devices go by their own rule'}"
+    )
     for cert in authorities:
         output.line(f"CA certificate      {cert.subject_text}, until {when(cert.not_after)} UTC")
     if fetched:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SettingsError
-from . import certificates, devices, enrollment_log, inventory, overview, passthrough, profiles
+from . import devices, enrollment_log, inventory, overview, passthrough, profiles, renewals
 from .clitools import Output, count, read_file, when
 from .context import Context
 from .devices import Token
@@ -252,7 +252,7 @@ def _device_move(args: argparse.Namespace, output: Output, context: Context) -> 
 
 
 def _device_renew(args: argparse.Namespace, output: Output, context: Context) -> int:
-    for name in certificates.renew_now(context, args.unit_id, args.name):
+    for name in renewals.renew_now(context, args.unit_id, args.name):
         output.line(f"{args.unit_id} renews {name} with its next settings")
     return 0
 

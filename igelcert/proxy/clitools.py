@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from ..codec.http import plain_line
 from ..errors import Error, SettingsError, StorageError
 
-__all__ = ["Output", "Parser", "UsageError", "count", "read_file", "read_password", "when"]
+__all__ = ["Output", "Parser", "UsageError", "count", "duration", "read_file", "read_password", "when"]
 
 MAX_FILE = 4 << 20
 
@@ -54,6 +54,14 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdecimal()) or len(text) > 9:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 on")
     return int(text)
+
+
+def duration(text: str) -> int:
+    """An argument such as 90s, 30m, 6h or 2d, in seconds."""
+    number, unit = text[:-1], {"s": 1, "m": 60, "h": 3_600, "d": 86_400}.get(text[-1:])
+    if unit is None or not (number.isascii() and number.isdecimal()) or len(number) > 9:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time such as 90s, 30m, 6h or 2d")
+    return int(number) * unit
 
 
 def read_file(option: str, path: Path, most: int = MAX_FILE) -> bytes:

@@ -308,10 +308,12 @@ def renew_identity(context: Context, device: Device, body: Mapping[str, Any]) ->
 
 def report(
     context: Context, device: Device, body: Mapping[str, Any], certificate: bytes | None = None
-) -> None:
-    """What the device says of itself. A host name that another device has is refused (409). certificate: its management
-    certificate, by which it came."""
+) -> list[dict[str, Any]] | None:
+    """What the device says of itself; returns what is kept of what it says of its certificates, None where it says
+    nothing of them. A host name that another device has is refused (409). certificate: its management certificate, by
+    which it came."""
     certs = body.get("certs")
+    said = None if certs is None else _report(certs)
     # who says nothing new of its name need not wait for others
     renamed = body.get("hostname") not in {None, "", device.hostname}
     with context.db.begin(alone=renamed) as connection:
@@ -323,12 +325,12 @@ def report(
             mine = management_certificates.c
             found = sa.select(mine.ca).where(mine.sha256 == hashlib.sha256(certificate).hexdigest())
             values["management_ca"] = sa.func.coalesce(found.scalar_subquery(), devices.c.management_ca)
-        if certs is not None:
-            said = _report(certs)
+        if said is not None:
             values["report"] = json.dumps({"certs": said})
             names = [entry["friendly_name"] for entry in said]
             certificates.forget(connection, device.unit_id, names, now() - 3600)
         connection.execute(devices.update().where(devices.c.unit_id == device.unit_id).values(values))
+    return said
 
 
 def _report(certs: object) -> list[dict[str, Any]]:

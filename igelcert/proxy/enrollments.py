@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from .. import crypto
 from ..codec import pkcs10
 from ..errors import Error, StorageError
+from ..settings import EnrollmentSettings
 from . import certificates, figures
 from .context import Context
 from .database import Database, moment, now
@@ -83,12 +85,14 @@ _OWNER = (
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A device's request. operation: "simpleenroll" or "simplereenroll"."""
+    """A device's request. operation: "simpleenroll" or "simplereenroll". rule: when the device renews by itself what it
+    gets; None where that is not known."""
 
     unit_id: str
     friendly_name: str
     csr: pkcs10.CertificationRequest
     operation: str
+    rule: EnrollmentSettings | None = None
 
     @property
     def key(self) -> dict[str, str]:
@@ -231,9 +235,17 @@ def _stands(row: Any, operation: str, version: int, stale: int) -> bool:
     return operation != "simplereenroll" or left * RENEWABLE > life
 
 
-def issued(context: Context, ticket: Ticket, cert: crypto.Certificate, warnings: Iterable[str]) -> bool:
+def issued(
+    context: Context,
+    ticket: Ticket,
+    cert: crypto.Certificate,
+    warnings: Iterable[str],
+    *,
+    issuer: str = "",
+    rate: int = 0,
+) -> bool:
     """A claimed request got this certificate. False, and nothing is recorded: that very certificate was given out for
-    another request, or earlier for this one. Lost.
+    another request, or earlier for this one. Lost. issuer: SHA-256 of the CA's certificate, in hexadecimal; rate: of the CA.
 
     Where the database is away, it is recorded when it is back, if nobody took the request over; StorageError all the
     same, as the device cannot have what is not recorded.
@@ -249,10 +261,11 @@ def issued(context: Context, ticket: Ticket, cert: crypto.Certificate, warnings:
         "certificate": cert.der,
         "certificate_sha256": cert.sha256.hex(),
     }
+    record = partial(_issued, context, ticket, cert, values, issuer, rate)
     try:
-        good = _issued(context, ticket, cert, values)
+        good = record()
     except StorageError:
-        ticket.ended = context.leases.later(lambda: _issued(context, ticket, cert, values))
+        ticket.ended = context.leases.later(record)
         raise
     ticket.ended = good
     if good:
@@ -260,7 +273,14 @@ def issued(context: Context, ticket: Ticket, cert: crypto.Certificate, warnings:
     return good
 
 
-def _issued(context: Context, ticket: Ticket, cert: crypto.Certificate, values: dict[str, Any]) -> bool:
+def _issued(
+    context: Context,
+    ticket: Ticket,
+    cert: crypto.Certificate,
+    values: dict[str, Any],
+    issuer: str,
+    rate: int,
+) -> bool:
     ask = ticket.ask
     with context.db.begin(alone=False) as connection:
         digest = values["certificate_sha256"]
@@ -270,7 +290,9 @@ def _issued(context: Context, ticket: Ticket, cert: crypto.Certificate, values: 
                 raise Lost
             # its own, when this is tried again after a commit whose answer was lost
             return bool(known.claim == ticket.token and known.state == "issued")
-        certificates.note(connection, ask.unit_id, ask.friendly_name, cert)
+        certificates.note(
+            connection, ask.unit_id, ask.friendly_name, cert, issuer=issuer, rate=rate, rule=ask.rule
+        )
         what = f"{ask.friendly_name}: certificate {cert.serial_hex} for {cert.subject_text}"
         Database.record(connection, ask.unit_id, "issue", what)
     return True

@@ -95,7 +95,7 @@ def _enroll(context: Context, client: Client, operation: str, label: str | None)
         ask = enrollments.Ask(device.unit_id, (label or "")[:256], csr, operation)
         enrollments.refuse(context, ask, "refused", str(err))
         raise
-    ask = enrollments.Ask(device.unit_id, chosen.friendly_name, csr, operation)
+    ask = enrollments.Ask(device.unit_id, chosen.friendly_name, csr, operation, chosen.enrollment)
     try:
         challenges.spend(context, challenged, ask)
     except RemoteProtocolError as err:

@@ -17,7 +17,7 @@ from ..codec.est import OPERATIONS
 from ..errors import ConflictError, SettingsError
 from ..model import check_text
 from ..settings import MAX_CERTS, CertSettings, load_json, parse_document
-from . import certificates, changes
+from . import changes, renewals
 from .audit import actor
 from .context import Context
 from .database import now
@@ -398,7 +398,7 @@ def effective(context: Context, device: Device) -> Effective:
     """
     with context.db.read():
         rows = _assigned(context, device)
-        wanted = certificates.wanted_renewals(context, device.unit_id)
+        wanted = renewals.wanted(context, device.unit_id)
     found: Effective = context.merged(tuple((row.name, row.sealed, row.passthrough) for row in rows))
     return _renewing(context, found, wanted) if wanted else found
 
@@ -429,14 +429,14 @@ def merge(context: Context, rows: tuple[tuple[str, bytes, bool], ...]) -> Effect
     )
 
 
-def _renewing(context: Context, found: Effective, wanted: dict[str, str]) -> Effective:
-    """The same, with the serial numbers of certificates that are to be renewed now."""
+def _renewing(context: Context, found: Effective, wanted: dict[str, dict[str, Any]]) -> Effective:
+    """The same, with the serial numbers of certificates that are to be renewed, and when."""
     document = copy.deepcopy(found.document)
     certs = list(found.certs)
     for index, cert in enumerate(certs):
-        if serial := wanted.get(cert.friendly_name):
-            document["certs"][index].setdefault("enrollment", {})["renew_serial"] = serial
-            certs[index] = replace(cert, enrollment=replace(cert.enrollment, renew_serial=serial))
+        if asked := wanted.get(cert.friendly_name):
+            document["certs"][index].setdefault("enrollment", {}).update(asked)
+            certs[index] = replace(cert, enrollment=replace(cert.enrollment, **asked))
     return replace(found, document=document, certs=tuple(certs), etag=tag(context, document))
 
 

@@ -93,7 +93,14 @@ def _ask(context: Context, upstream: Upstream, ask: records.Ask, ticket: records
             gate.answered(took)
             good = _checked(context, upstream, outcome, ask.csr, cas)
             try:
-                fresh = records.issued(context, ticket, good.cert, good.warnings)
+                fresh = records.issued(
+                    context,
+                    ticket,
+                    good.cert,
+                    good.warnings,
+                    issuer=good.cas[0].sha256.hex() if good.cas else "",
+                    rate=upstream.config.settings.rate,
+                )
             except Error:
                 log.warning("%s: certificate %s is not recorded", ask.unit_id, good.cert.serial_hex)
                 raise

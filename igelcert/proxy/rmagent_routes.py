@@ -7,8 +7,8 @@ from typing import Any
 from flask import Blueprint, Response, g, jsonify, request
 
 from ..errors import RemoteProtocolError, SettingsError
-from ..settings import load_json
-from . import challenges, changes, devices, profiles, rollover
+from ..settings import EnrollmentSettings, load_json
+from . import certificates, challenges, changes, devices, profiles, rollover
 from .context import Context
 from .identity import client_of
 from .upstream.config import standing
@@ -76,8 +76,16 @@ def make(context: Context) -> Blueprint:
         client = client_of(context, request.environ)
         device = client.device()
         g.unit_id = device.unit_id
-        devices.report(context, device, _object(), client.certificate)
-        return Response(status=204)
+        body = _object()
+        said = devices.report(context, device, body, client.certificate)
+        if said is None:
+            return Response(status=204)
+        failing = {entry["friendly_name"] for entry in said if entry["error"]}
+        found = certificates.told_windows(context, device.unit_id, lambda: _rules(device), failing)
+        return jsonify(windows=found) if found else Response(status=204)
+
+    def _rules(device: devices.Device) -> dict[str, EnrollmentSettings]:
+        return {cert.friendly_name: cert.enrollment for cert in profiles.effective(context, device).certs}
 
     return routes
 

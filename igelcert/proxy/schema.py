@@ -40,6 +40,7 @@ __all__ = [
     "ndes_challenges",
     "profiles",
     "proxies",
+    "renewal_slots",
     "renewals",
     "scep_keys",
     "scep_secrets",
@@ -48,7 +49,7 @@ __all__ = [
     "tokens",
 ]
 
-HEAD = "0006"  # the newest migration
+HEAD = "0007"  # the newest migration
 
 metadata = MetaData()
 # INTEGER PRIMARY KEY counts by itself in SQLite, BIGSERIAL in PostgreSQL
@@ -237,9 +238,22 @@ certificates = Table(
     Column("not_before", BigInteger, nullable=False),
     Column("not_after", BigInteger, nullable=False, index=True),
     Column("issued", BigInteger, nullable=False),
+    Column("window_from", BigInteger),
+    Column("window_until", BigInteger),
+    Column("issuer", Text, nullable=False, server_default=""),  # its common name
+    Column("issuer_sha256", String(64), nullable=False, server_default=""),  # "": of before 0007
 )
 
-# "renew now": the certificate of this serial number is to be renewed, whatever its dates say
+# how many certificates have their window in a bucket: that of an instant is instant // width
+renewal_slots = Table(
+    "renewal_slots",
+    metadata,
+    Column("width", Integer, primary_key=True, autoincrement=False),
+    Column("number", BigInteger, primary_key=True, autoincrement=False),
+    Column("booked", Integer, nullable=False),
+)
+
+# the certificate of this serial number is to be renewed, whatever its dates say: now, or from begin to until
 renewals = Table(
     "renewals",
     metadata,
@@ -247,6 +261,8 @@ renewals = Table(
     Column("friendly_name", String(256), primary_key=True),
     Column("serial", String(64), nullable=False),
     Column("asked", BigInteger, nullable=False),
+    Column("begin", BigInteger, nullable=False, server_default="0"),
+    Column("until", BigInteger, nullable=False, server_default="0"),
 )
 
 # directories that an administrator made; those of devices and assignments are there without a row

@@ -18,7 +18,7 @@ from tests.support.person import PASSWORD, Person
 
 PAGES = ("/devices", "/devices/add", "/devices/import", "/ca", "/ca?kind=scep", "/profiles", "/profiles/new",
          "/enrollments", "/enrollments/export.csv", "/audit", "/accounts")  # fmt: skip
-FORMS = ("/ca", "/ca/test", "/ca/readout", "/ca/remove", "/devices/add", "/devices/bulk", "/devices/import",
+FORMS = ("/ca", "/ca/test", "/ca/readout", "/ca/remove", "/ca/renew", "/devices/add", "/devices/bulk", "/devices/import",
          "/directories", "/devices/u/A1", "/devices/u/A1/token", "/devices/u/A1/renew", "/devices/u/A1/remove",
          "/devices/u/A1/profiles", "/profiles", "/profiles/p/x/assign", "/profiles/p/x/remove", "/accounts/users",
          "/accounts/tokens")  # fmt: skip
@@ -221,6 +221,31 @@ def test_fields_that_do_not_fit(gate: Proxy) -> None:
     )
     document = json.loads(gate.cli("profile", "show", "lan", "--json"))["document"]
     assert document["certs"][0]["subjaltname"]["hostname"] == ["a.example", "b.example", "c.example"]
+
+
+def test_renewals_are_asked_for_once_it_is_sure(gate: Proxy) -> None:
+    gate.cli("device", "add", "--unit-id", "A1", "--directory", "/Berlin")
+    context = Context.open(gate.data)
+    row = {"unit_id": "A1", "friendly_name": "lan", "serial": "0A", "subject": "CN=x", "issuer": "CA 1"}
+    row |= {"not_before": now() - 9, "not_after": now() + 90_000, "issued": now() - 9}
+    with context.db.begin() as connection:
+        connection.execute(certificates.insert().values(**row))
+    context.db.close()
+    person = Person.at(gate)
+    form = {"which": "issuer", "value": "CA 1", "within": "6h"}
+    asked = person.post("/ca/renew", form)
+    assert asked.status == 200 and "Renew all certificates of the issuer CA 1?" in asked.text
+    assert "renew" not in gate.cli("audit")
+    assert person.post("/ca/renew", {**form, "sure": "yes"}).place.startswith("/ca?")
+    assert "issuer CA 1: 1 certificates within 21600 s" in gate.cli("audit")
+    for wrong, said in (
+        ({"value": "CA 2"}, "no certificate issued by"),
+        ({"value": ""}, "say whose certificates"),
+        ({"within": "soon"}, "no time such as"),
+        ({"which": "moon"}, "not one of: issuer"),
+    ):
+        answer = person.post("/ca/renew", {**form, "sure": "yes", **wrong})
+        assert answer.status == 422 and said in answer.text, wrong
 
 
 @pytest.mark.slow

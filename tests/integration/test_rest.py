@@ -118,6 +118,9 @@ def test_from_the_ca_to_the_certificate(lab: LabCa, fresh: Proxy, tmp_path: Path
         "once, not for ever"
     )
     assert figures(fresh)['igelcert_requests_total{operation="renew",result="issued"}'] == 1
+    asked = rest.ask("POST", "/renewals", {"directory": "/Berlin", "within": 3600})
+    assert asked["certificates"] == 1 and asked["until"] == asked["from"] + 3600 and not asked["warnings"]
+    assert rest.ask("GET", "/devices/A1")["certificates"][0]["asked"]
 
     said = "".join(rest.answers) + fresh.log() + fresh.cli("audit", "--json")
     for secret in ("geheim-1", keystore["keystore"][:60], keystore["keystore_password"], rest.token):

@@ -9,12 +9,13 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
+from .renewals import renewals
 from .scenarios import FULL, QUICK, as_json, table
 from .scenarios import SCENARIOS as ALONE
 from .shared import shared
 from .siege import siege
 
-SCENARIOS = {**ALONE, "shared": shared, "siege": siege}
+SCENARIOS = {**ALONE, "shared": shared, "siege": siege, "renewals": renewals}
 EPILOG = """scenarios (default: all)
   overhead  relayed enrollments on kept and on fresh connections, over EST and SCEP; nginx in the proxy's place
   storm     10000 devices that wait get a profile at once; the CA takes 50 ms, 8 at a time, and fails for a minute
@@ -24,6 +25,8 @@ EPILOG = """scenarios (default: all)
   shared    enrollments at three proxies on PostgreSQL and at one on SQLite, in turn
   siege     2000 devices enroll at three proxies on PostgreSQL behind HAProxy while the proxies are killed in turn, every
             five seconds, and PostgreSQL is restarted
+  renewals  2000 devices renew certificates that live for 150 seconds, in windows and without; beside it the simulation
+            (python -m tests.load.simulate)
 
 CA, proxy and devices are processes of their own and end with the test; everything listens on loopback. Run it from the
 root of the repository, where scripts/setup --dev has been. Exit: 0; 1 when a limit is missed (with --quick never)."""
@@ -39,7 +42,7 @@ def main() -> int:
         "--quick", action="store_true", help="small, to see that it runs; the figures say nothing"
     )
     parser.add_argument(
-        "--devices", type=int, metavar="N", help="devices of storm, idle and siege (at most 20000)"
+        "--devices", type=int, metavar="N", help="devices of storm, idle, siege and renewals (at most 20000)"
     )
     parser.add_argument("--outage", type=float, metavar="SECONDS", help="for which the CA fails in the storm")
     parser.add_argument(
@@ -55,6 +58,7 @@ def main() -> int:
             storm=min(args.devices, 20_000),
             idle=min(args.devices, 20_000),
             siege=min(args.devices, 20_000),
+            renewals=min(args.devices, 20_000),
         )
     if args.outage is not None:
         size = replace(size, outage=args.outage)

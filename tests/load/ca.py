@@ -3,12 +3,13 @@
 `python -m tests.load.ca DIR PLAN` makes DIR/ca.pem, DIR/ra.p12 and DIR/ra.pem (with its password in DIR/ra.password), serves
 EST over mutual TLS on loopback and prints {"port"}. PLAN is JSON: {"delay": seconds that a certificate takes, "cap": how
 many may be asked for at once (more are refused), "fail_after": certificates after which it fails, "fail_seconds": for how
-long}.
+long, "life": seconds of a certificate, 0 for 90 days}.
 Each line on standard input is answered by what it has seen so far; the end of the input ends it.
 """
 
 from __future__ import annotations
 
+import datetime
 import json
 import ssl
 import subprocess
@@ -97,11 +98,19 @@ class _Service:
                 raise ConnectionResetError("it fails: every other time without an answer")
             return False
 
+    def _dates(self) -> dict[str, Any]:
+        if not self.plan["life"]:
+            return {}
+        now = datetime.datetime.now(datetime.UTC).replace(microsecond=0)
+        return {"start": now, "end": now + datetime.timedelta(seconds=self.plan["life"])}
+
     def _enroll(self, request: Request) -> Response:
         start = time.monotonic()
         csr = x509.load_der_x509_csr(est.csr_from_request(request.body))
         sans = csr.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        cert = sign(csr.subject, csr.public_key(), self._cert.subject, self._key, sans=list(sans))
+        cert = sign(
+            csr.subject, csr.public_key(), self._cert.subject, self._key, sans=list(sans), **self._dates()
+        )
         answer = est.certs_response([cert.public_bytes(DER)], enroll=True)
         time.sleep(max(0.0, start + self.plan["delay"] - time.monotonic()))
         with self._lock:
@@ -166,10 +175,16 @@ class SlowCa:
 
 @contextmanager
 def slow_ca(
-    directory: Path, delay: float = 0.0, cap: int = 64, fail_after: int = 0, fail_seconds: float = 0.0
+    directory: Path,
+    delay: float = 0.0,
+    cap: int = 64,
+    fail_after: int = 0,
+    fail_seconds: float = 0.0,
+    life: int = 0,
 ) -> Iterator[SlowCa]:
     """Such a CA in a process of its own; `directory` is made."""
-    plan = {"delay": delay, "cap": cap, "fail_after": fail_after, "fail_seconds": fail_seconds}
+    plan = {"delay": delay, "cap": cap, "fail_after": fail_after, "fail_seconds": fail_seconds,
+            "life": life}  # fmt: skip
     args = [sys.executable, "-m", "tests.load.ca", str(directory), json.dumps(plan)]
     with subprocess.Popen(args, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -24,7 +24,7 @@ from typing import Any
 from igelcert import crypto
 from igelcert.codec import est, pkcs10
 from igelcert.codec.http import Response
-from igelcert.device import notes
+from igelcert.device import agent, notes, schedule
 from igelcert.errors import Error
 from igelcert.model import Issued, Pending, Refused
 
@@ -35,6 +35,7 @@ PATIENCE = 60.0
 WAIT = 600
 STARTERS = 16
 SETTINGS = "/rmagent/settings"
+REPORT = "/rmagent/report"
 
 
 @dataclass(slots=True)
@@ -65,7 +66,7 @@ class Player:
 
     def play(self) -> None:
         parts = {"fresh": self.fresh, "kept": self.kept, "idle": self.idle, "storm": self.storm,
-                 "siege": self.siege}  # fmt: skip
+                 "siege": self.siege, "renewals": self.renewals}  # fmt: skip
         part = parts[self.plan["part"]]
         self._say(ready=len(self.devices))
         sys.stdin.readline()
@@ -110,7 +111,7 @@ class Player:
     def storm(self) -> None:
         """The same; when it has them, each device enrolls, and asks again when it was told to, until it has its
         certificate."""
-        self._wait_for_settings(self._until_enrolled)
+        self._wait_for_settings(lambda device: self._until_enrolled(device, self._fetch_cas))
 
     def _wait_for_settings(self, then: Callable[[Device], Any]) -> None:
         self.turn = iter(self.devices)
@@ -142,15 +143,50 @@ class Player:
             yield float(turn)
         yield from then(device)
 
-    def _until_enrolled(self, device: Device) -> Task:
-        """The device's own rules of when to ask again: igelcert.device.notes and schedule."""
+    def renewals(self) -> None:
+        """Each device enrolls, at its place within the first `assigned_in` seconds, and renews as its rules say and as it is
+        told with its reports."""
+        for number, device in enumerate(self.devices):
+            self.loop.spawn(self._renews(device, self.plan["assigned_in"] * number / len(self.devices)))
+
+    def _renews(self, device: Device, wait: float) -> Task:
+        place = schedule.place_of(f"{device.unit}/{self.profile.friendly_name}")
+        yield wait
+        while True:
+            cert, window = yield from self._until_enrolled(device, self._report)
+            dates = cert.not_before, cert.not_after
+            due = schedule.renew_at(*dates, self.profile.enrollment)
+            moment = schedule.planned(due, dates[0], dates, place, window)
+            while (left := moment - time.time()) > 0:
+                yield left
+
+    def _report(self, line: Line, cert: crypto.Certificate) -> Task:
+        """Returns the certificate and its window, None where none is told."""
+        name = self.profile.friendly_name
+        said = {
+            "friendly_name": name,
+            "state": "valid",
+            "serial": cert.serial_hex,
+            "not_after": cert.not_after,
+        }
+        body = json.dumps({"certs": [said]}).encode()
+        answer, _ = yield from line.ask("POST", REPORT, "Content-Type: application/json\r\n", body, PATIENCE)
+        told = agent.windows_of(answer.body).get(name)
+        return cert, told[1] if told and told[0] == cert.serial_hex else None
+
+    def _fetch_cas(self, line: Line, _cert: crypto.Certificate) -> Task:
+        yield from line.ask("GET", est.path("cacerts", self.profile.friendly_name), "", b"", PATIENCE)
+
+    def _until_enrolled(self, device: Device, then: Callable[[Line, crypto.Certificate], Task]) -> Task:
+        """The device's own rules of when to ask again: igelcert.device.notes and schedule. Returns what `then` does."""
         csr, chance = self.csr(device), random.random()
         state: notes.State = {}
         while True:
-            outcome = yield from self._noted(device, self._on_a_new_line(device, csr))
+            found: list[Any] = []
+            outcome = yield from self._noted(device, self._on_a_new_line(device, csr, then, found))
             now = int(time.time())
             if isinstance(outcome, Issued):
-                return
+                return found[0]
             if isinstance(outcome, Pending):
                 state = notes.pending(
                     state, mark="m", text=outcome.reason, retry_at=now + outcome.retry_after
@@ -197,12 +233,14 @@ class Player:
         finally:
             line.close()
 
-    def _on_a_new_line(self, device: Device, csr: bytes) -> Task:
+    def _on_a_new_line(
+        self, device: Device, csr: bytes, then: Callable[[Line, crypto.Certificate], Task], found: list[Any]
+    ) -> Task:
         line = yield from self._open(device)
         try:
             outcome = yield from self._request(device, line, csr)
             if isinstance(outcome, Issued):
-                yield from line.ask("GET", est.path("cacerts", self.profile.friendly_name), "", b"", PATIENCE)
+                found.append((yield from then(line, crypto.parse_certificate(outcome.certificates[0]))))
             return outcome
         finally:
             line.close()

@@ -31,7 +31,8 @@ HALF_HELLO = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03"
 @dataclass(frozen=True, slots=True)
 class Size:
     """rounds: of what is compared, in turn; each: enrollments in one; storm, idle, siege: devices; outage, rest: seconds;
-    full: devices in the databases of the curve; delay: seconds that the CA of the storm takes for a certificate."""
+    full: devices in the databases of the curve; delay: seconds that the CA of the storm takes for a certificate; renewals:
+    devices, and lives: life, assigned_in, seconds, interval as of renewals.Short."""
 
     rounds: int
     each: int
@@ -42,9 +43,12 @@ class Size:
     full: tuple[int, ...]
     delay: float = 0.05
     siege: int = 60
+    renewals: int = 60
+    lives: tuple[int, int, int, int] = (10, 2, 11, 4)
 
 
-FULL = Size(7, 400, 10_000, 60.0, 5_000, 30.0, (10, 1_000, 100_000), siege=2_000)
+FULL = Size(7, 400, 10_000, 60.0, 5_000, 30.0, (10, 1_000, 100_000), siege=2_000,
+            renewals=2_000, lives=(150, 30, 200, 10))  # fmt: skip
 QUICK = Size(1, 24, 60, 1.0, 40, 0.5, (10, 50))
 
 

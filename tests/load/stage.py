@@ -75,13 +75,14 @@ def _stage(place: Path, devices: int, ca: Callable[[Proxy], SlowCa | None], conf
 
 @contextmanager
 def over_est(
-    place: Path, devices: int, *, assigned: bool = True, config: str = "", **ca: Any
+    place: Path, devices: int, *, assigned: bool = True, config: str = "", rate: str = "", **ca: Any
 ) -> Iterator[Stage]:
-    """With a CA of `ca.slow_ca` (its properties: `ca`)."""
+    """With a CA of `ca.slow_ca` (its properties: `ca`). rate: of it, as the proxy is told."""
     with slow_ca(place / "ca", **ca) as served:
 
         def use(gate: Proxy) -> SlowCa:
-            gate.use_est(served.port, served.dir / "ra.p12", served.dir / "ra.password")
+            options = ("--rate", rate) if rate else ()
+            gate.use_est(served.port, served.dir / "ra.p12", served.dir / "ra.password", *options)
             return served
 
         with _stage(place, devices, use, config) as stage:

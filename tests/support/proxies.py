@@ -45,10 +45,10 @@ def together(cluster: Cluster, directory: Path, count: int, config: str = "") ->
         yield made
 
 
-def use(gate: Proxy, ca: SlowCa) -> None:
-    """That CA, and the profile of the fleet for all of it."""
+def use(gate: Proxy, ca: SlowCa, rate: int = 0) -> None:
+    """That CA, of so many certificates an hour, and the profile of the fleet for all of it."""
     context = Context.open(gate.data)
-    settings = config.EstSettings("test", "localhost", ca.port)
+    settings = config.EstSettings("test", "localhost", ca.port, rate=rate)
     word = (ca.dir / "ra.password").read_text().strip()
     config.store(context, settings, (ca.dir / "ra.p12").read_bytes(), word)
     profiles.store(context, "fleet", json.dumps({"certs": [fleet.PROFILE]}).encode())

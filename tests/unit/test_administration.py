@@ -25,6 +25,7 @@ from igelcert.proxy import (
     inventory,
     overview,
     profiles,
+    renewals,
 )
 from igelcert.proxy.admin import accounts, sessions
 from igelcert.proxy.context import Context
@@ -250,10 +251,10 @@ def test_renew_now_is_in_the_settings_until_it_is_done(context: Context) -> None
     device = devices.get(context, "A1")
     assert device is not None
     with pytest.raises(SettingsError, match="no certificate yet"):
-        certificates.renew_now(context, "A1")
+        renewals.renew_now(context, "A1")
     has_certificate(context, "A1", "lan", now() + 100 * DAY, serial="0BAD")
     before = profiles.effective(context, device)
-    assert certificates.renew_now(context, "A1") == ["lan"]
+    assert renewals.renew_now(context, "A1") == ["lan"]
     asked = profiles.effective(context, device)
     assert asked.etag != before.etag
     assert [cert.enrollment.renew_serial for cert in asked.certs] == ["0BAD", ""]
@@ -293,7 +294,7 @@ def test_who_is_concerned_is_told(context: Context) -> None:
         seen = changes.newest(context)
         return {(each.kind, each.target) for each in found}
 
-    certificates.renew_now(context, "A1")
+    renewals.renew_now(context, "A1")
     assert told() == {("device", "A1")}
     inventory.move(context, ["A1", "A2"], "/b")
     assert told() == {("device", "A1"), ("device", "A2")}

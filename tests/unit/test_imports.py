@@ -11,22 +11,24 @@ ROOT = Path(__file__).resolve().parents[2] / "igelcert"
 AREAS = {"codec", "device", "proxy", "labca"}
 NATIVE = {"igelcert._core": {"igelcert.crypto"}, "igelcert._der": None}
 
-# area -> areas of the package it may import besides errors, model, settings, crypto
+# area -> areas of the package it may import besides errors, model, settings, renewal, crypto
 MAY = {
     "errors": set(),
     "model": set(),
     "settings": set(),
+    "renewal": set(),
     "crypto": set(),
     "codec": {"codec"},
     "device": {"codec", "device"},
     "proxy": {"codec", "proxy"},
     "labca": {"codec", "labca"},
 }
-VALUES = {"errors", "model", "settings"}
+VALUES = {"errors", "model", "settings", "renewal"}
 BASE = {
     "errors": set(),
     "model": {"errors"},
     "settings": {"errors", "model"},
+    "renewal": {"settings"},
     "crypto": {"errors"},
     **{area: VALUES | {"crypto"} for area in AREAS},
 }

@@ -207,9 +207,9 @@ def _compared(
     if not ours:
         names = ["show_user_notifications"]
     else:
-        # what the form does not send, as it is not active, is not known to differ
-        silent = {"enrollment.renewal_period", "enrollment.renewal_period_days"} - other.keys()
-        names = [field for field in dict.fromkeys([*mine, *other]) if field not in silent | {"was"}]
+        # a form has not every field of a document, and does not send those that are not active, nor boxes without a tick
+        names = [field for field in dict.fromkeys([*mine, *other]) if field in other or mine[field] == "on"]
+        names = [field for field in names if field != "was"]
     pairs = ((field, _plain(mine.get(field, "")), _plain(other.get(field, ""))) for field in names)
     return [Difference(name, field, before, after) for field, before, after in pairs if before != after]
 

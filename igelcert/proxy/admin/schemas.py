@@ -7,8 +7,11 @@ from typing import Any
 
 from ...errors import SettingsError
 from ...model import KEY_TYPES
+from ...settings import MOMENT_MAX
 from ..enrollment_log import STATES as ENROLLMENT_STATES
 from ..inventory import STATES as DEVICE_STATES
+from ..renewals import WITHIN_MAX
+from ..upstream.config import RATE_MAX
 
 __all__ = ["SCHEMAS", "Schema", "check", "ref"]
 
@@ -65,6 +68,11 @@ VERSION = {
     "minimum": 0,
     "description": "the version that was read (0: there was none); the answer is 409 when it is another one by now",
 }
+RATE = {
+    **_number(0, RATE_MAX),
+    "description": "certificates an hour that the CA may be asked for; 0: nothing is said, devices go by their own rule",
+}
+WITHIN = {**_number(0, WITHIN_MAX), "description": "seconds over which it is spread; 0: at once"}
 _STEP = _object({"step": TEXT, "ok": FLAG, "text": TEXT, "hint": TEXT})
 _TOKEN = _object({"unit_id": TEXT, "token": TEXT, "expires": TIME})
 _DEVICE = {
@@ -88,6 +96,7 @@ _KEYSTORE = {
 }
 _CA: dict[str, Schema] = {
     "name": TEXT,
+    "rate": RATE,
     "version": COUNT,
     "updated": TIME,
     "ca_certificates": _list(ref("Certificate")),
@@ -131,6 +140,8 @@ _SETTINGS_CERT = _object(
                 "renewal_period_days": _number(1, 36_500),
                 "crypt_challenge_password": {**SECRET, "maxLength": 255},
                 "renew_serial": _text(64),
+                "renew_from": _number(0, MOMENT_MAX),
+                "renew_until": _number(0, MOMENT_MAX),
                 "est": _object(
                     {
                         **{name: _text(2048) for name in ("server", "ca_fingerprint")},
@@ -209,6 +220,7 @@ SCHEMAS: dict[str, Schema] = {
             "label": {"type": "string", "pattern": "^[A-Za-z0-9_-]{0,128}$"},
             "keystore": {**BASE64, "description": "PKCS#12; without it the stored one stays"},
             "keystore_password": SECRET,
+            "rate": RATE,
             "version": VERSION,
         },
         ("kind", "name", "host"),
@@ -227,6 +239,7 @@ SCHEMAS: dict[str, Schema] = {
             "ndes_url": _text(2048),
             "ndes_user": _text(256),
             "ndes_password": SECRET,
+            "rate": RATE,
             "version": VERSION,
         },
         ("kind", "name", "url"),
@@ -271,6 +284,10 @@ SCHEMAS: dict[str, Schema] = {
                         "not_after": TIME,
                         "issued": TIME,
                         "asked": {**MAYBE_TIME, "description": "when somebody asked for its renewal"},
+                        "window_from": {**MAYBE_TIME, "description": "begin of its window for renewal"},
+                        "window_until": MAYBE_TIME,
+                        "issuer": TEXT,
+                        "issuer_sha256": TEXT,
                     }
                 )
             ),
@@ -285,6 +302,24 @@ SCHEMAS: dict[str, Schema] = {
     "Move": _object({"unit_ids": {**_list(UNIT_ID, 10_000), "minItems": 1}, "directory": DIRECTORY}),
     "Moved": _object({"moved": COUNT}),
     "RenewInput": _object({"friendly_name": _text(256)}, ()),
+    "RenewalInput": _object(
+        {
+            "device": UNIT_ID,
+            "directory": {**DIRECTORY, "description": "devices in it and below; / for all"},
+            "issuer": _text(256, "common name of the CA, or SHA-256 of its certificate", least=1),
+            "friendly_name": _text(256, "certificates of this name alone"),
+            "within": WITHIN,
+        },
+        (),
+    ),
+    "RenewalsAsked": _object(
+        {
+            "certificates": {**COUNT, "description": "how many are to be renewed"},
+            "from": MAYBE_TIME,
+            "until": {**MAYBE_TIME, "description": "when the last one is to be renewed; null: at once"},
+            "warnings": _list(TEXT),
+        }
+    ),
     "Renewing": _object({"renewing": _list(TEXT)}),
     "Directory": _object({"path": TEXT, "devices": COUNT, "below": COUNT, "profiles": _list(TEXT)}),
     "Directories": _list(ref("Directory")),

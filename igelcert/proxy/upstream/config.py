@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "PLACE",
+    "RATE_MAX",
     "CaConfig",
     "EstSettings",
     "ScepSettings",
@@ -33,6 +34,8 @@ __all__ = [
     "clear",
     "current_version",
     "load",
+    "rate",
+    "rate_of",
     "show",
     "split_url",
     "standing",
@@ -47,12 +50,14 @@ _STANDING = sa.select(ca_config.c.version, ca_config.c.settings)
 
 @dataclass(frozen=True, slots=True)
 class EstSettings:
-    """Where the EST server is. name: how people call this configuration; label: "" for none."""
+    """Where the EST server is. name: how people call this configuration; label: "" for none. rate: certificates an hour
+    that the CA may be asked for, 0 where nothing is said."""
 
     name: str
     host: str
     port: int = 443
     label: str = ""
+    rate: int = 0
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -73,6 +78,29 @@ class EstSettings:
             )
         if self.label in OPERATIONS:
             raise SettingsError("--label", f"{self.label!r} is the name of an EST operation")
+        _check_rate(self.rate)
+
+
+RATE_MAX = 10_000_000  # an hour
+_UNITS = {"s": 3_600, "min": 60, "h": 1}
+
+
+def rate_of(text: str) -> int:
+    """Certificates an hour, of "600/h", "10/min", "2/s"; a bare number is an hour's. SettingsError."""
+    number, slash, unit = text.strip().partition("/")
+    number, unit = number.strip(), unit.strip() if slash else "h"
+    if not (number.isascii() and number.isdecimal() and len(number) < 10) or unit not in _UNITS:
+        raise SettingsError(
+            "--rate", f"{text[:40]!r} is no rate", hint="such as 600/h, 10/min or 2/s; 0 for none"
+        )
+    rate = int(number) * _UNITS[unit]
+    _check_rate(rate)
+    return rate
+
+
+def _check_rate(rate: int) -> None:
+    if not 0 <= rate <= RATE_MAX:
+        raise SettingsError("--rate", f"is not from 0 to {RATE_MAX} certificates an hour")
 
 
 def _host(value: str, option: str = "--host") -> str:
@@ -96,7 +124,7 @@ class ScepSettings:
     profile: sent as `message` (in EJBCA: the name of the CA), "" for none. certificate: PEM that an https server
     is trusted by, "" for the system's CAs. renewal: messageType of renewals. legacy: SHA-1 and triple DES are
     spoken with a server that announces nothing better. poll: seconds between questions after a pending request.
-    ndes_url, ndes_user: the page of one-time challenges and the account that may see it.
+    ndes_url, ndes_user: the page of one-time challenges and the account that may see it. rate: as of EST.
     """
 
     name: str
@@ -109,6 +137,7 @@ class ScepSettings:
     poll: int = 60
     ndes_url: str = ""
     ndes_user: str = ""
+    rate: int = 0
 
     def __post_init__(self) -> None:
         if not self.name.strip():
@@ -128,6 +157,7 @@ class ScepSettings:
         if self.ndes_url:
             split_url("--ndes-url", self.ndes_url)
             check_text("--ndes-user", self.ndes_user, 256)
+        _check_rate(self.rate)
 
     @property
     def ndes_where(self) -> tuple[bool, str, int, str]:
@@ -338,6 +368,12 @@ def _has_challenges(connection: sa.Connection) -> bool:
 
 def _wants_challenges(settings: str) -> bool:
     return bool(json.loads(settings).get("ndes_url"))
+
+
+def rate(connection: sa.Connection) -> int:
+    """Certificates an hour that the CA may be asked for; 0 where nothing is said, or there is no CA."""
+    found = connection.execute(_SETTINGS).scalar()
+    return int(json.loads(found).get("rate", 0)) if found is not None else 0
 
 
 def _next_version(connection: sa.Connection) -> int:

@@ -66,6 +66,9 @@ DONE = {
     "moved": "Moved.",
     "assigned": "Assigned. The devices are told at once.",
     "unassigned": "Taken back. The devices are told at once.",
+    "asked": "Asked. The devices are told at once, and each renews in its window.",
+    "asked-fast": "Asked. The devices are told at once; it is more than the CA's rate allows in that time, and some will "
+    "wait for their turn.",
     "renewing": "The device is told to renew at once.",
     "password": "The new password counts. Other sessions of this account have ended.",
     "made": "Made.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,19 +10,20 @@ from flask import Blueprint, render_template, request
 
 from ....errors import ConflictError, Error, SettingsError
 from ....model import CA_LABEL_MAX
-from ... import ca
+from ... import ca, renewals
+from ...clitools import duration
 from ...context import Context
 from ...keystore import MAX_KEYSTORE
 from ...upstream import Step
-from ...upstream.config import CaConfig, EstSettings, ScepSettings, clear, load
+from ...upstream.config import CaConfig, EstSettings, ScepSettings, clear, load, rate_of
 from ..forms import Problems
 from .base import Answer, caller, done, form, lines, partial, problem_lines, show, unsure, upload, wants_lines
 
 __all__ = ["add"]
 
 FIELDS = {
-    "est": ("name", "host", "port", "label"),
-    "scep": ("name", "url", "profile", "fingerprint", "renewal", "poll", "ndes_url", "ndes_user"),
+    "est": ("name", "host", "port", "label", "rate"),
+    "scep": ("name", "url", "profile", "fingerprint", "renewal", "poll", "ndes_url", "ndes_user", "rate"),
 }
 SHOWN = {
     "est": (*FIELDS["est"], "keystore", "keystore_password"),
@@ -103,6 +105,21 @@ def add(routes: Blueprint, context: Context) -> None:
         clear(context, expected=_version(request.form))
         return done("ca_page", "removed")
 
+    @routes.post("/ca/renew")
+    @form(context)
+    def ca_renew() -> Answer:
+        """All that a CA issued, or all of a directory, within a time."""
+        which, value = request.form.get("which", ""), request.form.get("value", "").strip()
+        if which not in {"issuer", "directory", "device"}:
+            raise SettingsError("which", "is not one of: issuer directory device")
+        if not value:
+            raise SettingsError("value", "is empty: say whose certificates are to be renewed")
+        within = _within(request.form.get("within", "").strip())
+        if question := unsure(f"Renew all certificates of the {which} {value}?"):
+            return question
+        asked = renewals.renew(context, **{which: value}, within=within)
+        return done("ca_page", "asked-fast" if asked.warnings else "asked")
+
 
 def _steps(context: Context, config: CaConfig) -> Iterator[Step]:
     try:
@@ -123,6 +140,13 @@ def _kind() -> str:
     if kind not in FIELDS:
         raise SettingsError("kind", "is neither EST nor SCEP")
     return kind
+
+
+def _within(text: str) -> int:
+    try:
+        return duration(text) if text else 0
+    except argparse.ArgumentTypeError:
+        raise SettingsError("within", "is no time such as 90s, 30m, 6h or 2d") from None
 
 
 def _version(values: Any) -> int:
@@ -148,6 +172,7 @@ def _page(context: Context, kind: str, values: dict[str, Any], problems: Problem
 
 def _values(now: dict[str, Any]) -> dict[str, Any]:
     found = {name: "" if now.get(name) is None else str(now[name]) for name in FIELDS[now["kind"]]}
+    found["rate"] = f"{now['rate']}/h" if now["rate"] else ""
     if now.get("legacy"):
         found["legacy"] = "on"
     return found
@@ -160,7 +185,8 @@ def _config(context: Context, kind: str) -> CaConfig:
         port = values["port"] or "443"
         if not (port.isascii() and port.isdecimal() and len(port) < 6):
             raise SettingsError("--port", "is not a number")
-        settings = EstSettings(values["name"], values["host"], int(port), values["label"])
+        rate = rate_of(values["rate"] or "0")
+        settings = EstSettings(values["name"], values["host"], int(port), values["label"], rate)
         password = request.form.get("keystore_password", "")
         keystore = upload("keystore", MAX_KEYSTORE)
         if keystore is None and password:
@@ -184,6 +210,7 @@ def _config(context: Context, kind: str) -> CaConfig:
         int(poll),
         values["ndes_url"],
         values["ndes_user"],
+        rate_of(values["rate"] or "0"),
     )
     return ca.assemble(context, scep, None, request.form.get("ndes_password") or None)
 

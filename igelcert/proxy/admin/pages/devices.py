@@ -9,7 +9,7 @@ from typing import Any
 from flask import Blueprint, Response, make_response, render_template, request
 
 from ....errors import ConflictError, SettingsError
-from ... import certificates, inventory, profiles
+from ... import certificates, inventory, profiles, renewals
 from ... import devices as registry
 from ...context import Context
 from ...importing import MAX_SHEET, Import, token_sheet
@@ -163,7 +163,7 @@ def add(routes: Blueprint, context: Context) -> None:
     @routes.post("/devices/u/<unit_id>/renew")
     @form(context)
     def device_renew(unit_id: str) -> Answer:
-        certificates.renew_now(context, unit_id, request.form.get("name", ""))
+        renewals.renew_now(context, unit_id, request.form.get("name", ""))
         return done("device", "renewing", unit_id=unit_id)
 
     @routes.post("/devices/u/<unit_id>/remove")

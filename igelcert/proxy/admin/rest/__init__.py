@@ -13,14 +13,20 @@ from ....settings import load_json
 from ...context import Context
 from .. import guard
 from ..schemas import Schema, check, ref
-from . import ca, devices, profiles, records
+from . import ca, devices, profiles, records, renewals
 from .errors import failure
 from .openapi import PREFIX, document
 from .operations import JSON, Call, Missing, Operation
 
 __all__ = ["OPERATIONS", "make"]
 
-OPERATIONS = (*ca.OPERATIONS, *devices.OPERATIONS, *profiles.OPERATIONS, *records.OPERATIONS)
+OPERATIONS = (
+    *ca.OPERATIONS,
+    *devices.OPERATIONS,
+    *profiles.OPERATIONS,
+    *renewals.OPERATIONS,
+    *records.OPERATIONS,
+)
 
 
 def make(context: Context) -> Blueprint:

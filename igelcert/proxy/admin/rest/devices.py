@@ -10,7 +10,7 @@ from typing import Any
 from flask import Response, request
 
 from ....errors import SettingsError
-from ... import audit, certificates, devices, inventory
+from ... import audit, devices, inventory, renewals
 from ...context import Context
 from ...importing import Import
 from ..guard import Caller
@@ -84,7 +84,7 @@ def _device_token(call: Call) -> Any:
 
 def _device_renew(call: Call) -> Any:
     name = (call.body or {}).get("friendly_name", "")
-    return {"renewing": certificates.renew_now(call.context, _must_know(call), name)}
+    return {"renewing": renewals.renew_now(call.context, _must_know(call), name)}
 
 
 def _device_move(call: Call) -> Any:

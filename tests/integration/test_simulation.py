@@ -1,0 +1,29 @@
+"""The simulation and real programs, in small: tests/load/renewals.py. At 2000 devices: `python -m tests.load renewals`."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from tests.load.renewals import Short, agree, played, simulated
+from tests.load.scenarios import QUICK
+
+TRIES = 3
+PART = 0.35  # of so few; of 2000 it is 0.2
+
+
+@pytest.mark.slow
+def test_real_programs_renew_as_the_simulation_says(tmp_path: Path) -> None:
+    short = Short(QUICK.renewals, *QUICK.lives)
+    model = simulated(short)
+    seen = []
+    for number in range(TRIES):
+        with suppress(AssertionError):  # a machine that is busy with something else has no time for it
+            seen.append(played(tmp_path / str(number), short))
+            if agree(seen[-1], model, PART):
+                break
+    assert seen and agree(seen[-1], model, PART), (seen, model)
+    without = simulated(Short(QUICK.renewals, *QUICK.lives, windows=False))
+    assert not agree(seen[-1], without, PART), "it is the windows that make it so"
