@@ -264,10 +264,8 @@ def _device_scep_url(args: argparse.Namespace, output: Output, context: Context)
     elif not secret:
         output.line(f"the SCEP URL of {args.unit_id} works no more")
     else:
-        output.line(f"https://PROXY/scep/LABEL/{secret}")
-        output.line(
-            "PROXY: host and port of this proxy; LABEL: friendly name of the certificate, percent-encoded"
-        )
+        output.line(f"{context.address}/scep/LABEL/{secret}")
+        output.line("LABEL: friendly name of the certificate, percent-encoded")
         output.line("whoever knows it can ask the CA as this device: keep it secret")
     return 0
 

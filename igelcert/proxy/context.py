@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import json
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
@@ -128,6 +130,15 @@ class Context:
         context = cls(data)
         context.db.check()
         return context
+
+    @property
+    def address(self) -> str:
+        """https://NAME:PORT, as devices are to call this proxy."""
+        name = next(iter(self.config.hostnames), "PROXY")
+        port = self.config.listen.rpartition(":")[2]
+        with suppress(OSError, ValueError, KeyError):
+            port = str(json.loads((self.data / "run.json").read_text())["device_port"])
+        return f"https://[{name}]:{port}" if ":" in name else f"https://{name}:{port}"
 
     @cached_property
     def db(self) -> Database:

@@ -133,11 +133,12 @@ class Database:
 
     def single(self) -> AbstractContextManager[sa.Connection]:
         """For one statement that writes and holds by itself: on PostgreSQL in one round trip."""
-        return self._statement() if self.shared else self.begin()
+        return self._statement()
 
     @contextmanager
     def _statement(self) -> Iterator[sa.Connection]:
-        with self._in_words(), self._reader.begin() as connection:
+        writing = self._writing.part(single=True) if self._writing is not None else self._reader.begin()
+        with self._in_words(), writing as connection:
             yield connection
 
     @contextmanager

@@ -41,12 +41,15 @@ class Writing:
         self._open: _Shared | None = None  # left by who had the turn before, for who waits for it
 
     @contextmanager
-    def part(self) -> Iterator[sa.Connection]:
-        """A part of a transaction; what is done in it is on disk afterwards. Raises what the database says."""
+    def part(self, *, single: bool = False) -> Iterator[sa.Connection]:
+        """A part of a transaction; what is done in it is on disk afterwards. Raises what the database says.
+
+        single: it is one statement, which SQLite undoes by itself when it fails: no savepoint is needed for it.
+        """
         shared = self._take()
         try:
             shared.parts += 1
-            if shared.parts == 1:  # alone so far: nobody's part would be undone with it
+            if shared.parts == 1 or single:  # alone so far: nobody's part would be undone with it
                 yield shared.connection
             else:
                 with shared.connection.begin_nested():

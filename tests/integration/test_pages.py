@@ -150,7 +150,9 @@ def test_a_profile_that_somebody_else_changed_or_removed(gate: Proxy) -> None:
     assert person.post("/profiles", {**theirs, **vpn, "c1.friendly_name": "vpn", "c1.was": ""}).status == 303
     answer = person.post("/profiles", mine)
     assert answer.status == 409 and "changed by somebody else" in answer.text
-    rows = re.findall(r'<tr><th scope="row">(.*?)</th><td>(.*?)</td><td>(.*?)</td></tr>', answer.text)
+    rows = re.findall(
+        r'<tr><th scope="row">(.*?)</th><td[^>]*>(.*?)</td><td[^>]*>(.*?)</td></tr>', answer.text
+    )
     assert sorted(rows) == [
         ("lan: key.type", "ec_prime256v1", "rsa_2048"),
         ("lan: subject.org", "Theirs", "Mine"),
@@ -219,8 +221,12 @@ def test_fields_that_do_not_fit(gate: Proxy) -> None:
         ).status
         == 303
     )
-    document = json.loads(gate.cli("profile", "show", "lan", "--json"))["document"]
-    assert document["certs"][0]["subjaltname"]["hostname"] == ["a.example", "b.example", "c.example"]
+    names = json.loads(gate.cli("profile", "show", "lan", "--json"))["document"]["certs"][0]["subjaltname"]
+    assert names["hostname"] == ["a.example", "b.example", "c.example"]
+    uris = {"name": "uris", "c0.subjaltname.uri": "urn:a:b,c;d\r\nurn:e:f"}
+    assert person.post("/profiles", {**profile, **uris}).status == 303
+    names = json.loads(gate.cli("profile", "show", "uris", "--json"))["document"]["certs"][0]["subjaltname"]
+    assert names["uri"] == ["urn:a:b,c;d", "urn:e:f"]
 
 
 def test_renewals_are_asked_for_once_it_is_sure(gate: Proxy) -> None:

@@ -96,11 +96,7 @@ def _cert(form: Mapping[str, str], prefix: str) -> dict[str, Any]:
             "auto_hostname": f"{prefix}subjaltname.auto_hostname" in form,
             "auto_ip": f"{prefix}subjaltname.auto_ip" in form,
             **{
-                name: [
-                    part
-                    for each in re.split("[\r\n,;]", text(f"subjaltname.{name}"))
-                    if (part := each.strip())
-                ]
+                name: _entries(text(f"subjaltname.{name}"), "\r\n" if name == "uri" else "\r\n,;")
                 for name in LISTS
             },
         },
@@ -110,6 +106,11 @@ def _cert(form: Mapping[str, str], prefix: str) -> dict[str, Any]:
     for place in SECRETS:
         _secret(cert, place, form.get(prefix + place, ""), f"{prefix}{place}.clear" in form)
     return cert
+
+
+def _entries(text: str, ends: str) -> list[str]:
+    """What stands between the characters `ends`; a URI may hold commas and semicolons itself."""
+    return [part for each in re.split(f"[{ends}]", text) if (part := each.strip())]
 
 
 def _secret(cert: dict[str, Any], place: str, typed: str, clear: bool) -> None:
@@ -223,4 +224,4 @@ def _below(fields: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> str:
-    return ", ".join(part.strip() for part in re.split("[\r\n,;]", str(value)) if part.strip())
+    return ", ".join(_entries(str(value), "\r\n"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from contextlib import suppress
 from typing import Any
 
 from flask import Blueprint, Response, make_response, render_template, request
@@ -62,7 +60,7 @@ def add(routes: Blueprint, context: Context) -> None:
         return make_response(page, 422 if problems else 200)
 
     def token_page(token: registry.Token, *, fresh: bool) -> Answer:
-        return render_template("device_token.html", token=token, fresh=fresh, server=_server(context))
+        return render_template("device_token.html", token=token, fresh=fresh, server=context.address)
 
     def add_again(unit_id: str, values: dict[str, str]) -> Answer:
         """The form of a new device, with what was entered for one that is gone."""
@@ -286,12 +284,3 @@ def _device(
         directories=inventory.tree(context),
     )
     return make_response(page, 422 if problems else 200)
-
-
-def _server(context: Context) -> str:
-    """The proxy's address, as devices are to call it."""
-    name = next(iter(context.config.hostnames), "PROXY")
-    port = context.config.listen.rpartition(":")[2]
-    with suppress(OSError, ValueError, KeyError):
-        port = json.loads((context.data / "run.json").read_text())["device_port"]
-    return f"https://[{name}]:{port}" if ":" in name else f"https://{name}:{port}"

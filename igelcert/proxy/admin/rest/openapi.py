@@ -54,10 +54,7 @@ def _described(operation: Operation) -> dict[str, Any]:
     responses: dict[str, Any] = {str(status): answer}
     for code, when in sorted(operation.statuses.items()):
         content: dict[str, Any] = {JSON: {"schema": ref("Error")}}
-        if code in {
-            400,
-            413,
-        }:  # what cannot even be read as HTTP is refused before anybody looks at its address
+        if code == 400:  # what cannot even be read as HTTP is refused before anybody looks at its address
             content["text/plain"] = {"schema": {"type": "string"}}
         responses[str(code)] = {"description": when, "content": content}
     name = operation.path.strip("/").replace("/", "_").replace("{", "").replace("}", "").replace(".", "_")
