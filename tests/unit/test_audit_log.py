@@ -52,6 +52,14 @@ def test_postgresql_does_not_empty_it(shared: Context) -> None:
     refused(shared, "TRUNCATE audit")
 
 
+def test_sqlite_does_not_replace_a_line(stores: Stores, tmp_path: Path) -> None:
+    """Its REPLACE removes the row that is in the way without a trigger on DELETE."""
+    with stores.fresh("sqlite", tmp_path / "embedded") as context:
+        refused(context, "INSERT OR REPLACE INTO audit VALUES (1, 0, 'x', 'x', 'x')")
+        refused(context, "REPLACE INTO audit VALUES (1, 0, 'x', 'x', 'x')")
+        write(context, "one more")
+
+
 def refused(context: Context, statement: str) -> None:
     with (
         pytest.raises((StorageError, sa.exc.IntegrityError), match="append-only"),

@@ -70,6 +70,12 @@ _ONLY_GROWS = {
         f"CREATE TRIGGER audit_only_grows_{what.lower()} BEFORE {what} ON audit "
         f"BEGIN SELECT RAISE(ABORT, '{_SENTENCE}'); END"
         for what in ("UPDATE", "DELETE")
+    ]
+    # REPLACE removes the row in its way without the trigger on DELETE (https://sqlite.org/lang_conflict.html)
+    + [
+        "CREATE TRIGGER audit_only_grows_insert BEFORE INSERT ON audit "  # noqa: S608 - a text of our own
+        "WHEN EXISTS (SELECT 1 FROM audit WHERE id = NEW.id) "
+        f"BEGIN SELECT RAISE(ABORT, '{_SENTENCE}'); END"
     ],
     "postgresql": [
         "CREATE FUNCTION audit_only_grows() RETURNS trigger LANGUAGE plpgsql AS "
