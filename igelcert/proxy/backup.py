@@ -27,7 +27,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from ..errors import CheckError, ConflictError, SettingsError, StorageError
-from . import rollover, schema
+from . import rekeying, rollover, schema
 from .audit import actor
 from .context import Context
 from .database import Database, now
@@ -88,14 +88,18 @@ def save(context: Context, to: Path, passphrase: str | None) -> Saved:
 
 def _gather(context: Context, place: Path, passphrase: str | None) -> Saved:
     (place / CONFIGURATION).write_bytes((context.data / CONFIGURATION).read_bytes())
+    before = context.sealer.text()
     if not context.db.shared:
         _copy_database(context.data / DATABASE, place / DATABASE)
         _look_through(place / DATABASE)
+    # the master key may be changed meanwhile: the keys of before and of after, so that each secret in the copy has its own
+    lines = [line for text in (before, context.sealer.text()) for line in text.splitlines(keepends=True)]
+    keys = Sealer(Path(KEY), b"".join(dict.fromkeys(lines)))
     if passphrase is not None:
-        (place / KEY).write_bytes(_encrypt(context.sealer.text(), passphrase))
+        (place / KEY).write_bytes(_encrypt(keys.text(), passphrase))
     database = context.db if context.db.shared else Database.sqlite(place / DATABASE)
     try:
-        found = _look_into(database, context.sealer)
+        found = _look_into(database, keys)
     finally:
         if not context.db.shared:
             database.close()
@@ -135,10 +139,11 @@ def _look_through(path: Path) -> None:
 
 
 def _look_into(database: Database, sealer: Sealer) -> tuple[str, int]:
-    """Schema, and how many devices; CheckError when the master key is another database's."""
+    """Schema, and how many devices; CheckError when a secret does not open with the master key."""
     database.check()
     with database.read() as connection:
         ManagementCa.issuing(connection, sealer)
+        rekeying.check_opens(connection, sealer)
         count = connection.execute(sa.select(sa.func.count()).select_from(schema.devices)).scalar_one()
     return schema.HEAD, count
 

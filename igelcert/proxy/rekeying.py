@@ -27,7 +27,18 @@ from .schema import profiles as profiles_table
 from .secrets import CURRENT, Sealer, key_of_sealed
 from .upstream import config, scepkeys
 
-__all__ = ["SEALED", "State", "alone", "begin", "drop", "reseal", "state", "switch", "take_over"]
+__all__ = [
+    "SEALED",
+    "State",
+    "alone",
+    "begin",
+    "check_opens",
+    "drop",
+    "reseal",
+    "state",
+    "switch",
+    "take_over",
+]
 
 NEXT = "master_key_next"  # in meta: the name of the key that is to seal
 BATCH = 50
@@ -124,9 +135,9 @@ def begin(context: Context) -> str:
             hint="go on there; or copy its master.key to this machine and run here: ca-proxy rekey --add FILE",
         )
     if not coming:
-        # a run that was cut may have left one; it goes into the file first, so that nothing names a key that is nowhere
-        spare = [name for name in sealer.names() if name != current]
-        coming = spare[-1] if spare and not _used(context, spare[-1]) else sealer.add_new()
+        # into the file first, so that nothing names a key that is nowhere; what a run that was cut left there is not
+        # taken, as nothing tells it from a key of years ago
+        coming = sealer.add_new()
         etag_key = context.etag_key
         with context.db.begin() as connection:
             if Database.meta_in(connection, NEXT):
@@ -140,12 +151,6 @@ def begin(context: Context) -> str:
                 Database.put_meta(connection, ETAG_KEY, base64.b64encode(sealed).decode())
             Database.record(connection, actor(), "rekey", f"key {coming} is to follow key {current}")
     return coming
-
-
-def _used(context: Context, name: str) -> bool:
-    with context.db.read() as connection:
-        values = (sealed.value(row) for sealed in SEALED for row in connection.execute(sealed.rows()))
-        return any(key_of_sealed(value) in {name, ""} for value in values if value)
 
 
 def switch(context: Context) -> None:
@@ -195,6 +200,14 @@ def _again(connection: sa.Connection, sealer: Sealer, sealed: _Sealed, mine: sa.
     stored = base64.b64encode(fresh).decode() if sealed.text else fresh
     connection.execute(sealed.table.update().where(mine).values({sealed.column: stored}))
     return 1
+
+
+def check_opens(connection: sa.Connection, sealer: Sealer) -> None:
+    """CheckError unless these keys open every secret in the database."""
+    for sealed in SEALED:
+        for row in connection.execute(sealed.rows()):
+            if value := sealed.value(row):
+                sealer.unseal(value, sealed.place(row))
 
 
 def drop(context: Context) -> int:

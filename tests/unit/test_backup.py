@@ -105,6 +105,48 @@ def test_in_the_middle_of_a_change_of_the_master_key(full: Context, tmp_path: Pa
     assert len(again.sealer.names()) == 1 and SECRET.encode() in plain(again)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 99], ids=["not begun", "half", "sealed anew"])
+def test_while_the_master_key_is_changed(
+    full: Context, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old key may be gone by the time that the database is copied, in which secrets are still under it."""
+    copy = backup._copy_database
+
+    def meanwhile(source: Path, to: Path) -> None:
+        if steps:
+            rekeying.begin(full)
+            rekeying.switch(full)
+            for _ in zip(range(steps), rekeying.reseal(full), strict=False):
+                pass
+        copy(source, to)
+        assert main(["rekey", "--data", str(full.data)]) == 0
+
+    monkeypatch.setattr(backup, "_copy_database", meanwhile)
+    assert save(full, tmp_path / "saved") == 0
+    assert len(full.sealer.names()) == 1
+    assert restore(tmp_path / "saved", tmp_path / "new") == 0
+    again = Context.open(tmp_path / "new")
+    assert SECRET.encode() in plain(again)
+    assert main(["rekey", "--data", str(again.data)]) == 0
+    assert len(again.sealer.names()) == 1 and SECRET.encode() in plain(again)
+    again.db.close()
+
+
+def test_a_key_that_opens_some_secrets_alone(
+    full: Context, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rekeying.begin(full)
+    rekeying.switch(full)
+    next(rekeying.reseal(full))  # the management CA alone
+    assert save(full, tmp_path / "saved", "--without-key") == 0
+    (tmp_path / "new.key").touch(0o600)
+    (tmp_path / "new.key").write_text((full.data / "master.key").read_text().splitlines()[1] + "\n")
+    assert restore(tmp_path / "saved", tmp_path / "new", "--master-key", str(tmp_path / "new.key")) == 1
+    assert "profiles/p does not open" in capsys.readouterr().err and not (tmp_path / "new").exists()
+    full.sealer.keep_only(full.sealer.names()[1])  # the old key was lost
+    assert save(full, tmp_path / "again", "--without-key") == 1 and not (tmp_path / "again").exists()
+
+
 def test_nothing_says_what_becomes_of_the_key(full: Context, tmp_path: Path) -> None:
     """Neither in the clear nor left out by default: whoever writes the cron job decides."""
     args = ["backup", str(tmp_path / "saved"), "--data", str(full.data)]
