@@ -62,12 +62,13 @@ def known(context: Context, version: int) -> tuple[list[bytes], int]:
 
 
 def remember(context: Context, version: int, certs: list[bytes]) -> None:
+    moment = now()  # of them all: by it they are known as one answer
     rows = [
         {
             "config_version": version,
             "sha256": hashlib.sha256(der).hexdigest(),
             "der": der,
-            "fetched_at": now(),
+            "fetched_at": moment,
         }
         for der in dict.fromkeys(certs)
     ]

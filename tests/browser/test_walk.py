@@ -334,7 +334,8 @@ def test_a_profile_with_two_certificates_by_keyboard(walk: Any, gate: Proxy) -> 
     page.keyboard.type("lan")
     assert "has this name" in page.locator("#c1-friendly_name-error").text_content()
     page.keyboard.type("2")
-    page.get_by_role("button", name="Save", exact=True).press("Enter")
+    with page.expect_navigation():  # the page before says "Saved", too
+        page.get_by_role("button", name="Save", exact=True).press("Enter")
     page.get_by_text("Saved. Its devices are told at once.").wait_for()
     page.get_by_text("It is set: leave this empty").nth(1).wait_for()
     shown = gate.cli("profile", "show", "Two")
@@ -342,7 +343,8 @@ def test_a_profile_with_two_certificates_by_keyboard(walk: Any, gate: Proxy) -> 
     # a friendly name changes, its password stays; nobody sees it
     assert page.get_by_text("It is set: leave this empty").count() == 2
     page.get_by_label("Friendly name").first.fill("office")
-    page.get_by_role("button", name="Save", exact=True).click()
+    with page.expect_navigation():
+        page.get_by_role("button", name="Save", exact=True).click()
     page.locator("#c0-friendly_name[value=office]").wait_for()
     assert page.get_by_text("It is set: leave this empty").count() == 2
     assert walk.strange == []

@@ -210,3 +210,13 @@ def test_ca_certificates_outlive_their_ca(context: Context, monkeypatch: pytest.
     assert cacerts.fresh(context, ca) == [b"three"]  # type: ignore[arg-type]
     assert {b"one", b"two", b"three"} <= set(cacerts.ever_known(context))
     assert cacerts.trust_version(context) == before + 2
+
+
+def test_certificates_of_one_answer_are_known_together(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many seconds pass while they are noted."""
+    ticks = iter(range(1_800_000_000, 1_800_001_000))
+    monkeypatch.setattr(cacerts, "now", lambda: next(ticks))
+    cacerts.remember(context, 77, [b"root", b"intermediate"])
+    assert sorted(cacerts.known(context, 77)[0]) == [b"intermediate", b"root"]
