@@ -98,9 +98,7 @@ def test_a_bad_answer_loses_nothing(gate: Proxy, ca: BadCa, device: Device, mode
     status, sentence = BAD[mode]
     tree = (device.certs / "lan", device.certs / "lan/cacerts", device.root / "etc/ssl")
     before = snapshot(*tree)
-    shutil.rmtree(
-        device.certs / ".store/lan/pending", ignore_errors=True
-    )  # each case with a request of its own
+    forget_request(device)
     ca.mode = mode
     done = run("igel-certs", "renew", "--force", "--root", device.root, "--verbose")
     assert done.returncode == (75 if status in {202, 503, 502} else 1), done.stderr
@@ -119,6 +117,11 @@ def test_a_bad_answer_loses_nothing(gate: Proxy, ca: BadCa, device: Device, mode
         assert headers["retry-after"] == "11"
 
 
+def forget_request(device: Device) -> None:
+    """Each case asks with a request of its own, whichever ran before it in this process."""
+    shutil.rmtree(device.certs / ".store/lan/pending", ignore_errors=True)
+
+
 def ask(gate: Proxy, device: Device) -> tuple[int, dict[str, str], bytes]:
     request = new_csr(device.root.parent / "once.csr", "/CN=tc-17", "DNS:tc-17")
     return gate.ask("POST", "/.well-known/est/lan/simpleenroll", request, client=device)
@@ -126,6 +129,7 @@ def ask(gate: Proxy, device: Device) -> tuple[int, dict[str, str], bytes]:
 
 def test_a_pending_request_is_asked_again_with_its_key(gate: Proxy, ca: BadCa, device: Device) -> None:
     """202 for ever costs a request now and then; once the CA decides, the same request gets the certificate."""
+    forget_request(device)
     ca.mode = "pending"
     assert run("igel-certs", "renew", "--force", "--root", device.root).returncode == 75
     count = len(ca.requests)
