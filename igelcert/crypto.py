@@ -22,6 +22,7 @@ __all__ = [
     "Envelope",
     "Key",
     "Keystore",
+    "Password",
     "SignedMessage",
     "cms_certificates",
     "libcrypto_version",
@@ -69,6 +70,24 @@ def _take(buf: Any) -> bytes:
 
 def libcrypto_version() -> str:
     return str(ffi.string(lib.igc_version()).decode())
+
+
+# ---- passwords ----------------------------------------------------------------------------------
+
+
+class Password:
+    """A password, with the key that is made of it (PBKDF2, RFC 8018 5.2) once, for all that is written under it.
+
+    iterations, 1000 to 10 000 000, make guessing dear; where the password is empty they are the least.
+    """
+
+    __slots__ = ("_handle",)
+
+    def __init__(self, password: bytes, iterations: int = ITERATIONS) -> None:
+        out = ffi.new("igc_secret **")
+        rounds = iterations if password else LEAST_ITERATIONS
+        _check("using a password", lib.igc_secret_new(password, len(password), rounds, out))
+        self._handle = ffi.gc(out[0], lib.igc_secret_free)
 
 
 # ---- keys ---------------------------------------------------------------------------------------
@@ -125,13 +144,10 @@ class Key:
         _check("reading a private key", lib.igc_key_read(fd, given, len(password or b""), out))
         return Key._own(out[0])
 
-    def write(self, fd: int, password: bytes | None, iterations: int = ITERATIONS) -> None:
+    def write(self, fd: int, password: Password | None) -> None:
         """PKCS#8 PEM to the descriptor; encrypted (PBES2, RFC 8018) unless the password is None."""
-        given = ffi.NULL if password is None else password
-        _check(
-            "writing a private key",
-            lib.igc_key_write(self._handle, fd, given, len(password or b""), iterations),
-        )
+        secret = ffi.NULL if password is None else password._handle
+        _check("writing a private key", lib.igc_key_write(self._handle, fd, secret))
 
     def check(self) -> None:
         """Refuse a key whose parts do not belong together (code BADKEY)."""
@@ -465,20 +481,16 @@ def write_pfx(
     key: Key,
     cert: bytes,
     cas: Iterable[bytes],
-    password: bytes,
+    password: Password,
     name: str,
     *,
     legacy: bool = False,
-    iterations: int = ITERATIONS,
 ) -> None:
     """A PKCS#12 file (RFC 7292) with key, certificate and CA certificates to the descriptor.
 
-    AES-256 and SHA-256; with legacy 3DES and SHA-1 for old readers. Iterations make guessing a password dear; where
-    there is none they are the least that is accepted.
+    AES-256 and SHA-256; with legacy 3DES and SHA-1, and 2048 iterations at most, for old readers.
     """
     rest = b"".join(cas)
-    if not password:
-        iterations = LEAST_ITERATIONS
     rc = lib.igc_pfx_write(
         fd,
         key._handle,
@@ -486,11 +498,9 @@ def write_pfx(
         len(cert),
         rest,
         len(rest),
-        password,
-        len(password),
+        password._handle,
         name.encode(),
         legacy,
-        iterations,
     )
     _check("writing a PKCS#12 file", rc)
 

@@ -14,12 +14,14 @@ from ..model import DeviceFacts
 from ..settings import CertSettings, Settings, load_json, parse_settings
 from . import agenda, files, keys, schedule, straight
 from .config import Config
+from .exits import EX_OK, EX_TEMPFAIL, code_of, exit_code
 from .facts import gather
-from .flow import EX_OK, EX_TEMPFAIL, Run, Way, code_of, exit_code
+from .flow import Run
 from .identity import JSON, Identity, json_object, refusal
 from .log import Log
 from .status import state_of
 from .transport import Link
+from .upkeep import Way
 
 __all__ = ["Agent", "load_settings", "windows_of"]
 

@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(words)
     from ..errors import Error
     from . import commands
-    from .flow import code_of
+    from .exits import code_of
     from .log import Log
 
     log = Log("igel-certs", screen=args.verbose or sys.stderr.isatty())

@@ -96,7 +96,8 @@ def _keygen(args: argparse.Namespace, config: Config, log: Log) -> int:
     if os.path.lexists(args.out) and not args.force:
         raise StorageError(f"{args.out} is there already", hint="name another file, or give --force")
     key = _generate(args.type, config.key_generator)
-    files.replace(os.path.abspath(args.out), lambda fd: key.write(fd, password, args.iterations), 0o600)
+    secret = crypto.Password(password, args.iterations) if password else None
+    files.replace(os.path.abspath(args.out), lambda fd: key.write(fd, secret), 0o600)
     log.info(f"{args.out}: a key of type {args.type}, {'encrypted' if password else 'not encrypted'}")
     return 0
 

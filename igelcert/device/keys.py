@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 
 from .. import crypto
 from ..codec import pkcs10
@@ -129,11 +130,17 @@ def _certificates(pem: bytes | None) -> set[bytes]:
 
 
 def key_for_request(
-    tree: Tree, cert: CertSettings, spec: CsrSpec, mark: str, generator: str
+    tree: Tree,
+    cert: CertSettings,
+    spec: CsrSpec,
+    mark: str,
+    generator: str,
+    secret: Callable[[], crypto.Password | None],
 ) -> tuple[crypto.Key, bytes, bool]:
     """(key, CSR, kept): those of the pending request for just this, else new ones, on disk before they leave.
 
-    `mark`: fingerprint of what is asked for. `generator`: of RSA keys. A request that cannot be read back is dropped.
+    `mark`: fingerprint of what is asked for. `generator`: of RSA keys. `secret`: what a new key is written under. A
+    request that cannot be read back is dropped.
     """
     password = cert.key.password
     found = tree.pending(cert.friendly_name)
@@ -147,5 +154,5 @@ def key_for_request(
             pass
     key = crypto.Key.generate(cert.key.type, generator=generator)
     csr = pkcs10.build(spec, key)
-    tree.put_pending(cert.friendly_name, {"spec": mark}, csr, lambda fd: key.write(fd, password))
+    tree.put_pending(cert.friendly_name, {"spec": mark}, csr, lambda fd: key.write(fd, secret()))
     return key, csr, False

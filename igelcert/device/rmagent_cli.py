@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             become_resident(config, args.root, args.config, args.wait, verbose=args.verbose)
         return _act(args, config, log)
     except Error as err:
-        from .flow import code_of
+        from .exits import code_of
 
         log.error(str(err))
         log.hint(err.hint)

@@ -3,7 +3,7 @@
  *
  * Ownership
  *   Inputs are borrowed for the length of the call and never kept.
- *   Outputs (igc_buf, igc_key *, igc_cert, igc_pfx) belong to the caller, who ends them
+ *   Outputs (igc_buf, igc_key *, igc_secret *, igc_cert, igc_pfx) belong to the caller, who ends them
  *   with the matching igc_*_free / igc_*_clear; each wipes what it frees. All of them
  *   accept NULL or an empty value. On failure an output is left empty.
  *   NULL is an error (IGC_E_ARG) for every other pointer unless the comment allows it.
@@ -80,6 +80,14 @@ typedef struct {
 } igc_buf;
 void igc_buf_free(igc_buf *buf); /* wipes, frees, empties */
 
+/* ---- passwords ---- */
+/* A password (UTF-8, at most 1024 bytes) with the key that PBKDF2-HMAC-SHA256 (RFC 8018 5.2) makes of it
+   with a random 16 byte salt and `iterations` (1 000 .. 10 000 000). Derived here, once: all that is
+   written under it has this key, and an IV of its own. Never changes, so threads may share it. */
+typedef struct igc_secret igc_secret;
+int igc_secret_new(const uint8_t *password, size_t len, int iterations, igc_secret **out);
+void igc_secret_free(igc_secret *secret); /* wipes */
+
 /* ---- keys ---- */
 typedef struct igc_key igc_key;
 
@@ -106,9 +114,9 @@ const char *igc_key_type(const igc_key *key);
    descriptor. password may be NULL: then an encrypted key gives IGC_E_PASSWORD. A file that asks
    for more than ten million iterations of its key derivation gives IGC_E_LIMIT before any runs. */
 int igc_key_read(int fd, const uint8_t *password, size_t password_len, igc_key **out);
-/* PKCS#8 PEM: PBES2, AES-256-CBC, PBKDF2-HMAC-SHA256 with `iterations` (1 000 ..
-   10 000 000), 16 byte salt; plain when password is NULL. Writes all or fails. */
-int igc_key_write(const igc_key *key, int fd, const uint8_t *password, size_t password_len, int iterations);
+/* PKCS#8 PEM: PBES2 (RFC 8018) with AES-256-CBC under `secret`, which is not empty; plain when it
+   is NULL. Writes all or fails. */
+int igc_key_write(const igc_key *key, int fd, const igc_secret *secret);
 /* Every relation of the key (RSA: primes and CRT values), IGC_E_BADKEY when one fails. */
 int igc_key_check(const igc_key *key);
 int igc_key_spki(const igc_key *key, igc_buf *out); /* SubjectPublicKeyInfo, DER */
@@ -221,11 +229,11 @@ void igc_signed_clear(igc_signed *opened);
 
 /* ---- PKCS#12 ---- */
 /* PFX with key, certificate (localKeyID, friendlyName = name) and the list `cas`. modern
-   (legacy 0): PBES2 AES-256-CBC, PBKDF2-HMAC-SHA256, MAC SHA-256; legacy 1, for old
-   readers: PBE-SHA1-3DES, MAC SHA-1, at most 2048 iterations. password: UTF-8. */
+   (legacy 0): PBES2 AES-256-CBC, PBKDF2-HMAC-SHA256, MAC SHA-256 of as many iterations;
+   legacy 1, for old readers: PBE-SHA1-3DES, MAC SHA-1, at most 2048 iterations. The password
+   holds no NUL, and may be empty. */
 int igc_pfx_write(int fd, const igc_key *key, const uint8_t *cert, size_t cert_len, const uint8_t *cas,
-                  size_t cas_len, const uint8_t *password, size_t password_len, const char *name, int legacy,
-                  int iterations);
+                  size_t cas_len, const igc_secret *secret, const char *name, int legacy);
 
 enum igc_pfx_flag {
     IGC_PFX_NO_MAC = 1,   /* integrity was not protected */

@@ -11,6 +11,8 @@
 #define IGC_MAX_CERT (256u << 10)
 #define IGC_MAX_LIST_CERTS 100
 #define IGC_MAX_PEM (64u << 10)
+#define IGC_MAX_PASSWORD 1024
+#define IGC_MAX_KEY_ITERATIONS 10000000 /* that are made, and that are followed when read */
 
 struct igc_key {
     EVP_PKEY *pkey;
@@ -42,6 +44,15 @@ int igc_pkey_sane(const EVP_PKEY *pkey);
 /* Cost of a password-based encryption before it runs: iterations of its PBKDF, or N * r * p of scrypt.
    -1 when its parameters do not parse; LONG_MAX when beyond counting. */
 long igc_pbe_cost(const X509_ALGOR *alg);
+
+/* `len` bytes encrypted under the secret with a new IV, and the AlgorithmIdentifier that says how. 1, or 0
+ * with both NULL. */
+int igc_secret_seal(const igc_secret *secret, const uint8_t *der, int len, X509_ALGOR **alg,
+                    ASN1_OCTET_STRING **sealed);
+X509_SIG *igc_secret_seal_key(const igc_secret *secret, const PKCS8_PRIV_KEY_INFO *p8); /* NULL on failure */
+const char *igc_secret_text(const igc_secret *secret); /* the password, ends with NUL */
+size_t igc_secret_len(const igc_secret *secret);
+int igc_secret_iterations(const igc_secret *secret);
 
 /* Next certificate of a list: advances *data. NULL with *len == 0: end. Fails by NULL with *len != 0. */
 X509 *igc_list_next(const uint8_t **data, size_t *len);

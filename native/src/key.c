@@ -16,8 +16,6 @@
 #include <string.h>
 #include <unistd.h>
 
-#define MAX_KEY_ITERATIONS 10000000 /* as many as igc_key_write() makes */
-
 typedef struct {
     const char *type;
     unsigned int rsa_bits; /* 0: not RSA */
@@ -250,7 +248,7 @@ static int bounded(const uint8_t *data, size_t len)
                 const X509_ALGOR *alg = NULL;
                 if (sig)
                     X509_SIG_get0(sig, &alg, NULL);
-                ok = alg == NULL || igc_pbe_cost(alg) <= MAX_KEY_ITERATIONS;
+                ok = alg == NULL || igc_pbe_cost(alg) <= IGC_MAX_KEY_ITERATIONS;
                 X509_SIG_free(sig);
             }
             OPENSSL_free(name);
@@ -309,21 +307,7 @@ out:
     return rc;
 }
 
-/* PBES2 with PBKDF2-HMAC-SHA256 and AES-256-CBC (RFC 8018); the salt is 16 random bytes. */
-static X509_SIG *encrypt_p8(PKCS8_PRIV_KEY_INFO *p8, const uint8_t *password, size_t len, int iterations)
-{
-    X509_ALGOR *alg = PKCS5_pbe2_set_iv(EVP_aes_256_cbc(), iterations, NULL, 16, NULL, NID_hmacWithSHA256);
-    X509_SIG *sig;
-
-    if (alg == NULL)
-        return NULL;
-    sig = PKCS8_set0_pbe((const char *)password, (int)len, p8, alg);
-    if (sig == NULL)
-        X509_ALGOR_free(alg);
-    return sig;
-}
-
-int igc_key_write(const igc_key *key, int fd, const uint8_t *password, size_t password_len, int iterations)
+int igc_key_write(const igc_key *key, int fd, const igc_secret *secret)
 {
     PKCS8_PRIV_KEY_INFO *p8 = NULL;
     X509_SIG *sig = NULL;
@@ -332,8 +316,7 @@ int igc_key_write(const igc_key *key, int fd, const uint8_t *password, size_t pa
     int ok = 0, rc;
 
     igc_begin();
-    if (key == NULL || fd < 0 || password_len > 1024 || (password && password_len == 0) ||
-        (password && (iterations < 1000 || iterations > 10000000)))
+    if (key == NULL || fd < 0 || (secret && igc_secret_len(secret) == 0))
         return igc_fail(IGC_E_ARG, NULL);
     bio = BIO_new(BIO_s_secmem() ? BIO_s_secmem() : BIO_s_mem());
     p8 = EVP_PKEY2PKCS8(key->pkey);
@@ -341,8 +324,8 @@ int igc_key_write(const igc_key *key, int fd, const uint8_t *password, size_t pa
         rc = igc_fail(IGC_E_INTERNAL, NULL);
         goto out;
     }
-    if (password) {
-        sig = encrypt_p8(p8, password, password_len, iterations);
+    if (secret) {
+        sig = igc_secret_seal_key(secret, p8);
         ok = sig && PEM_write_bio_PKCS8(bio, sig);
     } else {
         ok = PEM_write_bio_PKCS8_PRIV_KEY_INFO(bio, p8);

@@ -8,19 +8,108 @@
 
 #define LEGACY_ITERATIONS 2048
 
-static PKCS12 *make(const igc_key *key, X509 *cert, STACK_OF(X509) * cas, const char *password,
-                    const char *name, int legacy, int iterations)
+static int named(PKCS12_SAFEBAG *bag, const char *name, uint8_t *id, unsigned int len)
 {
-    int pbe = legacy ? NID_pbe_WithSHA1And3_Key_TripleDES_CBC : NID_aes_256_cbc;
-    /* mac_iter -1: no MAC yet; PKCS12_create would choose its digest by itself */
-    PKCS12 *p12 =
-        PKCS12_create_ex(password, name, key->pkey, cert, cas, pbe, pbe, iterations, -1, 0, NULL, NULL);
+    return bag && (!*name || PKCS12_add_friendlyname_utf8(bag, name, -1)) &&
+           PKCS12_add_localkeyid(bag, id, (int)len);
+}
 
-    if (p12 && !PKCS12_set_mac(p12, password, -1, NULL, 16, iterations, legacy ? EVP_sha1() : EVP_sha256())) {
-        PKCS12_free(p12);
-        p12 = NULL;
+/* An EncryptedData (RFC 7292 4.1) with the bags. */
+static PKCS7 *sealed_safe(const igc_secret *secret, STACK_OF(PKCS12_SAFEBAG) * bags)
+{
+    PKCS7 *made = PKCS7_new();
+    unsigned char *der = NULL;
+    int len = ASN1_item_i2d((ASN1_VALUE *)bags, &der, ASN1_ITEM_rptr(PKCS12_SAFEBAGS));
+    X509_ALGOR *alg = NULL;
+    ASN1_OCTET_STRING *sealed = NULL;
+    int ok = made && len > 0 && PKCS7_set_type(made, NID_pkcs7_encrypted) &&
+             igc_secret_seal(secret, der, len, &alg, &sealed);
+
+    if (ok) {
+        PKCS7_ENC_CONTENT *content = made->d.encrypted->enc_data;
+        X509_ALGOR_free(content->algorithm);
+        ASN1_OCTET_STRING_free(content->enc_data);
+        content->algorithm = alg;
+        content->enc_data = sealed;
+        content->content_type = OBJ_nid2obj(NID_pkcs7_data);
+    } else {
+        PKCS7_free(made);
+        made = NULL;
     }
+    OPENSSL_free(der);
+    return made;
+}
+
+/* The safe with the certificates, the first with name and id of the key. */
+static PKCS7 *safe_of_certs(const igc_secret *secret, X509 *cert, STACK_OF(X509) * cas, const char *name,
+                            uint8_t *id, unsigned int id_len)
+{
+    STACK_OF(PKCS12_SAFEBAG) *bags = NULL;
+    PKCS7 *safe = NULL;
+    int ok = named(PKCS12_add_cert(&bags, cert), name, id, id_len), i;
+
+    for (i = 0; ok && i < sk_X509_num(cas); i++)
+        ok = PKCS12_add_cert(&bags, sk_X509_value(cas, i)) != NULL;
+    if (ok)
+        safe = sealed_safe(secret, bags);
+    sk_PKCS12_SAFEBAG_pop_free(bags, PKCS12_SAFEBAG_free);
+    return safe;
+}
+
+/* The safe with the key, which is encrypted by itself. */
+static PKCS7 *safe_of_key(const igc_secret *secret, const igc_key *key, const char *name, uint8_t *id,
+                          unsigned int id_len)
+{
+    STACK_OF(PKCS12_SAFEBAG) *bags = sk_PKCS12_SAFEBAG_new_null();
+    PKCS8_PRIV_KEY_INFO *p8 = EVP_PKEY2PKCS8(key->pkey);
+    X509_SIG *sig = p8 ? igc_secret_seal_key(secret, p8) : NULL;
+    PKCS12_SAFEBAG *bag = sig ? PKCS12_SAFEBAG_create0_pkcs8(sig) : NULL;
+    PKCS7 *safe = NULL;
+
+    if (bag == NULL)
+        X509_SIG_free(sig);
+    if (bags && named(bag, name, id, id_len) && sk_PKCS12_SAFEBAG_push(bags, bag)) {
+        bag = NULL;
+        safe = PKCS12_pack_p7data(bags);
+    }
+    PKCS12_SAFEBAG_free(bag);
+    sk_PKCS12_SAFEBAG_pop_free(bags, PKCS12_SAFEBAG_free);
+    PKCS8_PRIV_KEY_INFO_free(p8);
+    return safe;
+}
+
+/* What PKCS12_create() makes, which would derive a key for each safe and each bag. */
+static PKCS12 *make(const igc_key *key, X509 *cert, STACK_OF(X509) * cas, const igc_secret *secret,
+                    const char *name)
+{
+    STACK_OF(PKCS7) *safes = sk_PKCS7_new_reserve(NULL, 2);
+    uint8_t id[EVP_MAX_MD_SIZE];
+    unsigned int id_len;
+    PKCS12 *p12 = NULL;
+
+    if (safes && X509_digest(cert, EVP_sha1(), id, &id_len)) {
+        PKCS7 *certs = safe_of_certs(secret, cert, cas, name, id, id_len);
+        PKCS7 *keys = certs ? safe_of_key(secret, key, name, id, id_len) : NULL;
+        if (keys) {
+            sk_PKCS7_push(safes, certs); /* there is room for them */
+            sk_PKCS7_push(safes, keys);
+            p12 = PKCS12_add_safes(safes, 0);
+        } else {
+            PKCS7_free(certs);
+        }
+    }
+    sk_PKCS7_pop_free(safes, PKCS7_free);
     return p12;
+}
+
+/* mac_iter -1: no MAC yet */
+static PKCS12 *make_legacy(const igc_key *key, X509 *cert, STACK_OF(X509) * cas, const igc_secret *secret,
+                           const char *name, int iterations)
+{
+    int pbe = NID_pbe_WithSHA1And3_Key_TripleDES_CBC;
+
+    return PKCS12_create_ex(igc_secret_text(secret), name, key->pkey, cert, cas, pbe, pbe, iterations, -1, 0,
+                            NULL, NULL);
 }
 
 static int write_p12(int fd, const PKCS12 *p12)
@@ -37,22 +126,20 @@ static int write_p12(int fd, const PKCS12 *p12)
 }
 
 int igc_pfx_write(int fd, const igc_key *key, const uint8_t *cert, size_t cert_len, const uint8_t *cas,
-                  size_t cas_len, const uint8_t *password, size_t password_len, const char *name, int legacy,
-                  int iterations)
+                  size_t cas_len, const igc_secret *secret, const char *name, int legacy)
 {
     STACK_OF(X509) *others = NULL;
     PKCS12 *p12 = NULL;
     X509 *x = NULL;
-    char *secret = NULL;
     const uint8_t *next = cert;
     size_t rest = cert_len;
-    int rc = IGC_OK;
+    int iterations, rc = IGC_OK;
 
     igc_begin();
-    if (key == NULL || cert == NULL || (cas == NULL && cas_len) || (password == NULL && password_len) ||
-        name == NULL || fd < 0 || password_len > 1024 || iterations < 1000 || iterations > 10000000 ||
-        (password_len && memchr(password, 0, password_len)))
+    if (key == NULL || cert == NULL || (cas == NULL && cas_len) || secret == NULL || name == NULL || fd < 0 ||
+        strlen(igc_secret_text(secret)) != igc_secret_len(secret))
         return igc_fail(IGC_E_ARG, NULL);
+    iterations = igc_secret_iterations(secret);
     if (legacy && iterations > LEGACY_ITERATIONS)
         iterations = LEGACY_ITERATIONS;
     x = igc_list_next(&next, &rest);
@@ -67,17 +154,12 @@ int igc_pfx_write(int fd, const igc_key *key, const uint8_t *cert, size_t cert_l
     others = igc_list_parse(cas, cas_len, &rc);
     if (others == NULL)
         goto out;
-    secret = OPENSSL_zalloc(password_len + 1);
-    if (secret == NULL) {
-        rc = igc_fail(IGC_E_NOMEM, NULL);
-        goto out;
-    }
-    if (password_len)
-        memcpy(secret, password, password_len);
-    p12 = make(key, x, others, secret, name, legacy, iterations);
-    rc = p12 ? write_p12(fd, p12) : igc_fail(IGC_E_INTERNAL, "the PKCS#12 file could not be made");
+    p12 = legacy ? make_legacy(key, x, others, secret, name, iterations) : make(key, x, others, secret, name);
+    rc = p12 && PKCS12_set_mac(p12, igc_secret_text(secret), -1, NULL, 16, iterations,
+                               legacy ? EVP_sha1() : EVP_sha256())
+             ? write_p12(fd, p12)
+             : igc_fail(IGC_E_INTERNAL, "the PKCS#12 file could not be made");
 out:
-    OPENSSL_clear_free(secret, password_len + 1);
     PKCS12_free(p12);
     sk_X509_pop_free(others, X509_free);
     X509_free(x);

@@ -25,6 +25,7 @@ const uint8_t *u8(const char *text);
 int file_with(const void *data, size_t len);
 size_t content(int fd, uint8_t *data, size_t size);
 igc_key *new_key(const char *type);
+igc_secret *new_secret(const char *password);
 igc_buf new_cert(const igc_key *key, const char *cn, const igc_key *issuer, const char *issuer_cn, int ca,
                  const char *san);
 int same(const igc_buf *a, const igc_buf *b);

@@ -43,13 +43,20 @@ void signing(const igc_key *key)
 void storing(const igc_key *key)
 {
     igc_key *again = NULL;
-    uint8_t pem[8192];
+    igc_secret *secret = new_secret("secret");
+    uint8_t pem[8192], other[8192];
     size_t len;
     int fd = file_with(NULL, 0);
 
-    CODE(OK, igc_key_write(key, fd, u8("secret"), 6, ITERATIONS));
+    CODE(OK, igc_key_write(key, fd, secret));
     len = content(fd, pem, sizeof(pem) - 1);
     pem[len] = 0;
+    close(fd);
+    fd = file_with(NULL, 0);
+    CODE(OK, igc_key_write(key, fd, secret));
+    igc_secret_free(secret);
+    /* the same key under the same derived key, and yet another text: the IV is new */
+    CHECK(content(fd, other, sizeof(other)) == len && memcmp(pem, other, len) != 0);
     CHECK(strstr((char *)pem, "-----BEGIN ENCRYPTED PRIVATE KEY-----") == (char *)pem);
     lseek(fd, 0, SEEK_SET);
     CODE(PASSWORD, igc_key_read(fd, u8("Secret"), 6, &again));
@@ -69,7 +76,7 @@ void storing(const igc_key *key)
     close(fd);
 
     fd = file_with(NULL, 0);
-    CODE(OK, igc_key_write(key, fd, NULL, 0, 0));
+    CODE(OK, igc_key_write(key, fd, NULL));
     lseek(fd, 0, SEEK_SET);
     if (CODE(OK, igc_key_read(fd, NULL, 0, &again)))
         CHECK(same_key(key, again));
@@ -81,20 +88,30 @@ void key_refusals(const igc_key *key)
 {
     static uint8_t big[IGC_MAX_PEM + 1];
     igc_key *out = NULL;
+    igc_secret *secret = NULL;
     int fd;
 
     CODE(KEYTYPE, igc_key_generate("rsa_1024", &out));
     CODE(KEYTYPE, igc_key_generate("", &out));
     CODE(ARG, igc_key_generate(NULL, &out));
     CODE(ARG, igc_key_generate("rsa_2048", NULL));
-    CODE(ARG, igc_key_write(key, 1, u8("x"), 1, 999));
-    CODE(ARG, igc_key_write(key, 1, u8("x"), 1, 10000001));
-    CODE(ARG, igc_key_write(key, 1, u8(""), 0, ITERATIONS));
-    CODE(ARG, igc_key_write(NULL, 1, NULL, 0, 0));
+    CODE(ARG, igc_secret_new(u8("x"), 1, 999, &secret));
+    CODE(ARG, igc_secret_new(u8("x"), 1, 10000001, &secret));
+    CODE(ARG, igc_secret_new(big, 1025, ITERATIONS, &secret));
+    CODE(ARG, igc_secret_new(NULL, 1, ITERATIONS, &secret));
+    CODE(ARG, igc_secret_new(u8("x"), 1, ITERATIONS, NULL));
+    CHECK(secret == NULL);
+    CODE(OK, igc_secret_new(big, 1024, ITERATIONS, &secret));
+    igc_secret_free(secret);
+    CODE(OK, igc_secret_new(NULL, 0, ITERATIONS, &secret));
+    CODE(ARG, igc_key_write(key, 1, secret));
+    igc_secret_free(secret);
+    igc_secret_free(NULL);
+    CODE(ARG, igc_key_write(NULL, 1, NULL));
     CODE(ARG, igc_key_read(-1, NULL, 0, &out));
     CODE(ARG, igc_key_check(NULL));
     CODE(IO, igc_key_read(1000, NULL, 0, &out));
-    CODE(IO, igc_key_write(key, 1000, NULL, 0, 0));
+    CODE(IO, igc_key_write(key, 1000, NULL));
     fd = file_with(NULL, 0);
     CODE(PARSE, igc_key_read(fd, NULL, 0, &out));
     close(fd);

@@ -77,6 +77,14 @@ igc_key *new_key(const char *type)
     return key;
 }
 
+igc_secret *new_secret(const char *password)
+{
+    igc_secret *secret = NULL;
+
+    CODE(OK, igc_secret_new(u8(password), strlen(password), ITERATIONS, &secret));
+    return secret;
+}
+
 static void add_extension(X509 *x, X509 *issuer, int nid, const char *value)
 {
     X509V3_CTX ctx;

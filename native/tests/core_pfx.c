@@ -8,6 +8,7 @@ void pfx_round_trip(const igc_key *key, int legacy)
     igc_buf cert = new_cert(key, "device", ca_key, "ca", 0, NULL);
     igc_buf web = new_cert(ca_key, "web", ca_key, "web", 0, NULL);
     igc_buf cas = {NULL, 0};
+    igc_secret *secret = new_secret("geheim\xc3\xa4");
     static uint8_t data[32768];
     int fd = file_with(NULL, 0);
     size_t len, i;
@@ -15,8 +16,7 @@ void pfx_round_trip(const igc_key *key, int legacy)
 
     igc_buf_append(&cas, web.data, web.len);
     igc_buf_append(&cas, ca.data, ca.len);
-    CODE(OK, igc_pfx_write(fd, key, cert.data, cert.len, cas.data, cas.len, u8("geheim\xc3\xa4"), 8, "device",
-                           legacy, ITERATIONS));
+    CODE(OK, igc_pfx_write(fd, key, cert.data, cert.len, cas.data, cas.len, secret, "device", legacy));
     len = content(fd, data, sizeof(data));
     close(fd);
     if (CODE(OK, igc_pfx_read(data, len, u8("geheim\xc3\xa4"), 8, 1, &pfx))) {
@@ -41,11 +41,15 @@ void pfx_round_trip(const igc_key *key, int legacy)
     }
     data[len - 40] ^= 1;
     CHECK(igc_pfx_read(data, len, u8("geheim\xc3\xa4"), 8, 1, &pfx) != IGC_OK && pfx.key == NULL);
-    CODE(MISMATCH, igc_pfx_write(1, key, ca.data, ca.len, NULL, 0, u8("x"), 1, "n", 0, ITERATIONS));
-    CODE(PARSE, igc_pfx_write(1, key, cert.data, cert.len - 1, NULL, 0, u8("x"), 1, "n", 0, ITERATIONS));
-    CODE(PARSE, igc_pfx_write(1, key, cert.data, cert.len, ca.data, 3, u8("x"), 1, "n", 0, ITERATIONS));
-    CODE(ARG, igc_pfx_write(1, key, cert.data, cert.len, NULL, 0, u8("x"), 1, "n", 0, 1));
-    CODE(IO, igc_pfx_write(1000, key, cert.data, cert.len, NULL, 0, u8("x"), 1, "n", 0, ITERATIONS));
+    CODE(MISMATCH, igc_pfx_write(1, key, ca.data, ca.len, NULL, 0, secret, "n", 0));
+    CODE(PARSE, igc_pfx_write(1, key, cert.data, cert.len - 1, NULL, 0, secret, "n", 0));
+    CODE(PARSE, igc_pfx_write(1, key, cert.data, cert.len, ca.data, 3, secret, "n", 0));
+    CODE(ARG, igc_pfx_write(1, key, cert.data, cert.len, NULL, 0, NULL, "n", 0));
+    CODE(IO, igc_pfx_write(1000, key, cert.data, cert.len, NULL, 0, secret, "n", 0));
+    igc_secret_free(secret);
+    CODE(OK, igc_secret_new(u8("a\0b"), 3, ITERATIONS, &secret));
+    CODE(ARG, igc_pfx_write(1, key, cert.data, cert.len, NULL, 0, secret, "n", 0));
+    igc_secret_free(secret);
     igc_buf_free(&web);
     igc_buf_free(&cas);
     igc_buf_free(&cert);

@@ -23,7 +23,8 @@ from igelcert.codec import est
 from igelcert.codec.http import Request, Response
 from igelcert.device import straight
 from igelcert.device.config import Config
-from igelcert.device.flow import EX_FAILED, EX_OK, EX_TEMPFAIL, Run
+from igelcert.device.exits import EX_FAILED, EX_OK, EX_TEMPFAIL
+from igelcert.device.flow import Run
 from igelcert.device.log import Log
 from igelcert.device.schedule import ADDRESS_SETTLE
 from igelcert.errors import TransportError

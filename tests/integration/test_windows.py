@@ -14,7 +14,7 @@ import pytest
 from cryptography import x509
 
 from igelcert.device import agent as agents
-from igelcert.device import flow
+from igelcert.device import exits
 from igelcert.device.agent import Agent
 from igelcert.device.config import load
 from igelcert.device.log import Log
@@ -127,11 +127,11 @@ def test_without_its_proxy_a_device_goes_by_its_own_rule(
     there = server.read_bytes()
     server.write_text(json.dumps({"server": "https://127.0.0.1:9"}))
     clock.set(end)
-    assert sync(device) == flow.EX_TEMPFAIL, "the proxy is away"
+    assert sync(device) == exits.EX_TEMPFAIL, "the proxy is away"
     for _ in range(3):
         assert state(device)["try_at"] < dates(device)[1]
         clock.set(state(device)["try_at"])
-        assert sync(device) == flow.EX_TEMPFAIL and live(device).serial_number == first
+        assert sync(device) == exits.EX_TEMPFAIL and live(device).serial_number == first
     server.write_bytes(there)
     clock.set(state(device)["try_at"])
     assert sync(device) == 0 and live(device).serial_number != first
@@ -248,5 +248,7 @@ def test_now_is_nothing_to_what_was_renewed_since(
     (device.agent / "server.json").write_text(json.dumps({"server": "https://127.0.0.1:9"}))
     issued = len(lab.issued())
     assert (
-        sync(device) == flow.EX_TEMPFAIL and live(device).serial_number == new and len(lab.issued()) == issued
+        sync(device) == exits.EX_TEMPFAIL
+        and live(device).serial_number == new
+        and len(lab.issued()) == issued
     )

@@ -59,7 +59,9 @@ def test_keytool(tmp_path: Path, key_type: str, legacy: bool) -> None:
     keystore, password, wrong = tmp_path / "key.p12", tmp_path / "password", tmp_path / "wrong"
     fd = os.open(keystore, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        crypto.write_pfx(fd, key, certs[0], certs[1:], PASSWORD.encode(), "WLAN 1", legacy=legacy)
+        crypto.write_pfx(
+            fd, key, certs[0], certs[1:], crypto.Password(PASSWORD.encode()), "WLAN 1", legacy=legacy
+        )
     finally:
         os.close(fd)
     password.write_text(PASSWORD)
@@ -90,7 +92,7 @@ def test_bouncy_castle_reads_brainpool(tmp_path: Path) -> None:
     keystore, password = tmp_path / "key.p12", tmp_path / "password"
     fd = os.open(keystore, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
-        crypto.write_pfx(fd, key, certs[0], certs[1:], PASSWORD.encode(), "WLAN 1")
+        crypto.write_pfx(fd, key, certs[0], certs[1:], crypto.Password(PASSWORD.encode()), "WLAN 1")
     finally:
         os.close(fd)
     password.write_text(PASSWORD)

@@ -28,7 +28,8 @@ from hypothesis import strategies as st
 from igelcert import crypto
 from igelcert.device import hooks
 from igelcert.device.config import Config
-from igelcert.device.flow import EX_OK, EX_TEMPFAIL, Run
+from igelcert.device.exits import EX_OK, EX_TEMPFAIL
+from igelcert.device.flow import Run
 from igelcert.device.log import Log
 from igelcert.errors import TransportError
 from igelcert.model import DeviceFacts, Issued, Outcome, Pending, Refused
@@ -331,8 +332,7 @@ step = st.one_of(
 def cheap_passwords() -> Iterator[None]:
     """Most of a run would be the derivation of keys from passwords."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(crypto.Key.write, "__defaults__", (1000,))
-        patch.setitem(crypto.write_pfx.__kwdefaults__, "iterations", 1000)
+        patch.setattr(crypto.Password.__init__, "__defaults__", (1000,))
         yield
 
 

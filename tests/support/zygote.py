@@ -47,9 +47,7 @@ def main() -> None:
     from igelcert.device import agent, cli, commands, flow, rmagent_cli, straight  # noqa: F401
 
     # most of a run is the derivation of keys from passwords, which is not what is looked at here
-    crypto.Key.write.__defaults__ = (ITERATIONS,)
-    assert crypto.write_pfx.__kwdefaults__ is not None
-    crypto.write_pfx.__kwdefaults__["iterations"] = ITERATIONS
+    crypto.Password.__init__.__defaults__ = (ITERATIONS,)
     for line in sys.stdin:
         job = json.loads(line)
         pid = os.fork()

@@ -15,7 +15,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from igelcert.crypto import Key, parse_certificate, write_pfx
+from igelcert.crypto import Key, Password, parse_certificate, write_pfx
 from igelcert.device.store import Tree
 from tests.support.badca import make_ca, sign
 
@@ -53,10 +53,10 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ca = issuer.public_bytes(serialization.Encoding.DER)
 
         def pfx(fd: int, key: Key = key, der: bytes = der) -> None:
-            write_pfx(fd, key, der, [], b"x", "x")
+            write_pfx(fd, key, der, [], Password(b"x"), "x")
 
         def plain(fd: int, key: Key = key) -> None:
-            key.write(fd, b"password")
+            key.write(fd, Password(b"password"))
 
         writers: tuple[Callable[[int], None], Callable[[int], None]] = (plain, pfx)
         made.put(

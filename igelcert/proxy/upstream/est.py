@@ -131,5 +131,5 @@ def _client_context(keystore: ClientKeystore) -> ssl.SSLContext:
     chain = "".join(
         cert.pem() for cert in (keystore.cert, *keystore.chain) if not cert.is_ca or not cert.self_issued
     )
-    load_pair(context, chain, lambda fd, password: keystore.key.write(fd, password, 1000))
+    load_pair(context, chain, lambda fd, password: keystore.key.write(fd, crypto.Password(password, 1000)))
     return context

@@ -120,7 +120,7 @@ def _secret(key: crypto.Key) -> bytes:
     password = secrets.token_urlsafe(24)
     handle = os.memfd_create("scep", os.MFD_CLOEXEC)
     try:
-        key.write(handle, password.encode(), ITERATIONS)
+        key.write(handle, crypto.Password(password.encode(), ITERATIONS))
         pem = os.pread(handle, 65_536, 0)
     finally:
         os.close(handle)
