@@ -5,9 +5,9 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
-from dataclasses import dataclass, field
 
 from .errors import SettingsError
+from .record import field, record
 
 __all__ = [
     "CA_LABEL_MAX",
@@ -146,7 +146,7 @@ def _shown(value: str) -> str:
     return repr(value if len(value) <= 80 else value[:77] + "...")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Subject:
     """A subject name; empty fields are left out. Country is two letters, upper case."""
 
@@ -190,7 +190,7 @@ class Subject:
         return tuple((oid, value) for oid, value in found if value)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class SubjectAltName:
     """Names of a subjectAltName: host names as A-labels, IP addresses in canonical text."""
 
@@ -220,7 +220,7 @@ class SubjectAltName:
         return bool(self.hostname or self.ip or self.email or self.uri)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CsrSpec:
     """What a CSR is made of. The challenge password never shows in a repr."""
 
@@ -239,7 +239,7 @@ class CsrSpec:
         check_text("enrollment.crypt_challenge_password", self.challenge, 255)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class DeviceFacts:
     """What autocompletion draws on: the device's host name, unit ID and IP addresses."""
 
@@ -248,14 +248,14 @@ class DeviceFacts:
     ips: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Issued:
     """Certificates of an answer, DER, in no particular order (a CMS SET)."""
 
     certificates: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Pending:
     """The CA has not decided: repeat the same request after so many seconds."""
 
@@ -263,7 +263,7 @@ class Pending:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Refused:
     """A refusal in words. `retry_after` is set (seconds) when the peer says that it will pass."""
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
 
 from .errors import SettingsError
 from .model import (
@@ -23,6 +21,11 @@ from .model import (
     check_text,
     is_ca_label,
 )
+from .record import field, record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = [
     "DEFAULTS",
@@ -41,7 +44,7 @@ MAX_CERTS = 100
 MOMENT_MAX = 253_402_300_799  # the end of the year 9999
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class KeySettings:
     type: str = "rsa_4096"
     crypt_password: str = field(default="", repr=False)
@@ -52,7 +55,7 @@ class KeySettings:
         return self.crypt_password.encode() or None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EstSettings:
     """Straight to an EST server: where it is, what authenticates us, what we trust."""
 
@@ -67,7 +70,7 @@ class EstSettings:
     ca_fingerprint: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class ScepSettings:
     """Straight to a SCEP server (RSA keys only: the device's key opens the answer)."""
 
@@ -77,7 +80,7 @@ class ScepSettings:
     ca_file: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class EnrollmentSettings:
     """How and when. `renewal_period` is the percentage of the validity that remains when renewal is due.
 
@@ -98,7 +101,7 @@ class EnrollmentSettings:
     scep: ScepSettings | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CertSettings:
     """One certificate of the document. `subject` and `san` are as configured, before autocompletion."""
 
@@ -139,7 +142,7 @@ class CertSettings:
         return CsrSpec(self.key.type, subject, san, self.enrollment.crypt_challenge_password)
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Settings:
     """A whole document. `warnings` are for the screen and the log: duplicates that were passed over."""
 
@@ -188,8 +191,9 @@ def parse_document(document: object) -> Settings:
 
 # ---- one parser per key -------------------------------------------------------------------------
 
-Parser = Callable[[str, Any], Any]
-Table = Mapping[str, tuple[Any, Parser]]  # key: (default, parser)
+if TYPE_CHECKING:
+    Parser = Callable[[str, Any], Any]
+    Table = Mapping[str, tuple[Any, Parser]]  # key: (default, parser)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
 from functools import lru_cache
 
 from .. import crypto
 from ..errors import CheckError, CryptoError, Error
+from ..record import record
 from .pkcs10 import CertificationRequest
 
 __all__ = ["CLOCK_SKEW", "Bundle", "NoChain", "check"]
@@ -17,7 +17,7 @@ AUTHORITIES_KEPT = 16
 CLOCK_SKEW = 3_600  # seconds by which a fresh certificate may begin in our future
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Bundle:
     """A certificate that passed, and the CA certificates to keep: its chain upwards first, then the rest."""
 

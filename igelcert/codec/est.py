@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Iterable
-from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
 from .. import _der as der
 from ..errors import LocalProtocolError, RemoteProtocolError
 from ..model import Issued, Outcome, Pending, Refused, is_ca_label
+from ..record import record, replace
 from .cms import certs_only, read_certs_only
 from .http import Request, Response, parse_retry_after, plain_line, plain_reason
 from .pem import decode_pem, is_pem
@@ -175,7 +175,7 @@ _EC = "1.2.840.10045.2.1"
 _RSA = "1.2.840.113549.1.1.1"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CsrAttrs:
     """What a server would like in a CSR (RFC 7030 4.5.2). All of it is advice.
 
@@ -305,7 +305,7 @@ def csrattrs_response(oids: Iterable[str]) -> Response:
 def pending_response(seconds: int, text: str) -> Response:
     """202: come back with the same request (RFC 7030 4.2.3); seconds, as some clients read no dates."""
     answer = error_response(202, text)
-    return answer._replace(headers=(*answer.headers, ("Retry-After", str(max(1, seconds)))))
+    return replace(answer, headers=(*answer.headers, ("Retry-After", str(max(1, seconds)))))
 
 
 def error_response(status: int, text: str, retry_after: int | None = None) -> Response:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import NamedTuple
+
+from ..record import record
 
 __all__ = ["Request", "Response", "parse_retry_after", "plain_line", "plain_reason"]
 
@@ -23,7 +24,8 @@ def _header(headers: Headers, name: str) -> str:
     return next((value for key, value in headers if key.lower() == name.lower()), "")
 
 
-class Request(NamedTuple):
+@record
+class Request:
     """`path` is percent-encoded and begins with a slash."""
 
     method: str
@@ -36,7 +38,8 @@ class Request(NamedTuple):
         return _header(self.headers, name)
 
 
-class Response(NamedTuple):
+@record
+class Response:
     status: int
     headers: Headers = ()
     body: bytes = b""

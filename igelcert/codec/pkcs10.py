@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import ipaddress
 from collections import Counter
-from dataclasses import dataclass, field
 
 from .. import _der as der
 from .. import crypto
 from ..errors import CryptoError, LocalProtocolError, RemoteProtocolError
 from ..model import CsrSpec, Subject, SubjectAltName
+from ..record import field, record
 from .http import plain_line
 
 __all__ = [
@@ -100,7 +100,7 @@ def _attribute(oid: str, value: bytes) -> bytes:
 # ---- reading ------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class CertificationRequest:
     """A request that was read. subject: RDNs of (OID, value). sans: (GeneralName tag, value), IP packed,
     other kinds as DER. extensions: (OID, critical, value DER) besides the SAN."""

@@ -7,11 +7,11 @@ behind `crypto.Key`; nonces, serial numbers and times come from the caller.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from .. import _der as der
 from .. import crypto
 from ..errors import CryptoError, RemoteProtocolError
+from ..record import record
 from .http import plain_line
 
 __all__ = [
@@ -82,7 +82,7 @@ KEY_ENCIPHERMENT = 0x20  # KU_KEY_ENCIPHERMENT as X509_get_key_usage() has it
 DATA_ENCIPHERMENT = 0x10
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Algorithms:
     """What messages are written with. digest: "sha1" .. "sha512"; cipher: as in `crypto.Envelope`."""
 
@@ -120,7 +120,7 @@ class Recipient:
         self.set = crypto.CertificateSet([cert])
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Message:
     """A pkiMessage whose signature verified. kind: messageType; content: the EnvelopedData, None without one.
 

@@ -6,12 +6,12 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Iterable
-from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
 from .. import crypto
 from ..errors import CheckError, CryptoError, RemoteProtocolError
 from ..model import Issued, Outcome, Pending, Refused
+from ..record import record
 from . import pkimessage
 from .cms import certs_only, read_certs_only
 from .http import Request, Response, plain_line, plain_reason
@@ -69,7 +69,7 @@ _KINDS = {
 # ---- capabilities -------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Capabilities:
     """What a server announces (RFC 8894 3.5.2), in its order; words unknown here are left out."""
 
@@ -114,7 +114,7 @@ def caps_reply(response: Response) -> Capabilities:
 # ---- CA certificates ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Authorities:
     """The certificates of a GetCACert answer by what they are for.
 

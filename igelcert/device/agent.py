@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import time
-from typing import Any
 
 from .. import crypto
 from ..codec.http import Request, Response
@@ -22,6 +21,10 @@ from .log import Log
 from .status import state_of
 from .transport import Link
 from .upkeep import Way
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Agent", "load_settings", "windows_of"]
 

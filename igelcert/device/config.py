@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-import tomllib
-from dataclasses import dataclass
-from typing import Any
 
 from ..errors import SettingsError, StorageError
 from ..model import check_dns_name, check_unit_id
+from ..record import record
 from .files import Owner, failure, read
 from .log import LEVELS
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["CONFIG_FILE", "Config", "load"]
 
 CONFIG_FILE = "/etc/igelcert/device.toml"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Config:
     """Paths are as the image sees them; `at` puts the root directory before them."""
 
@@ -91,6 +93,10 @@ def load(root: str = "", path: str | None = None) -> Config:
 
 def parse(text: str, name: str = "device.toml", root: str = "") -> Config:
     """Config from TOML text; errors name file and line."""
+    if all(line.isspace() or line.startswith("#") for line in text.splitlines(keepends=True)):
+        return Config(root=os.path.abspath(root) if root else "")  # as it is shipped
+    import tomllib  # takes as long to load as ssl
+
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as err:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from .. import crypto
 from ..model import DeviceFacts
 from ..settings import CertSettings
 from . import keys, notes, schedule
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["BY_TIME", "address_alone", "asked", "by_time", "reason"]
 

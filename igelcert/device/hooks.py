@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Container
-from dataclasses import dataclass
 
+from ..record import record
 from .config import Config
 from .log import Log
 
@@ -20,7 +20,7 @@ HOOKS_DIR = "/etc/igelcert/hooks.d"
 EVENTS = ("enrolled", "renewed", "failed", "removed")
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Event:
     """kind: one of EVENTS. directory: of the certificate, as this system sees it. reason: why, in words."""
 
@@ -30,7 +30,7 @@ class Event:
     reason: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Heard:
     """heard: names of hooks that ended well. failed: what the others did, in words; "" when there are none."""
 

@@ -8,7 +8,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
 
 from .. import crypto
 from ..codec import pkcs10
@@ -30,8 +29,10 @@ from .config import Config
 from .store import Lock
 from .transport import Link, client_context
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
+    from typing import Any
 
 __all__ = ["JSON", "Identity", "json_object", "refusal"]
 

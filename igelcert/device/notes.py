@@ -20,9 +20,16 @@ Nothing in a state is needed to have a certificate; a state that was lost is der
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from . import schedule
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    State = dict[str, Any]
+else:
+    State = dict
 
 __all__ = [
     "State",
@@ -42,8 +49,6 @@ __all__ = [
     "waits_until",
     "window_of",
 ]
-
-State = dict[str, Any]
 
 _TROUBLE = ("error", "error_at", "failures", "refused", "tried", "try_at", "pending", "retry_at", "retry_spec",
             "failed_told", "failed_shown")  # fmt: skip

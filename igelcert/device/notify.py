@@ -10,8 +10,8 @@ import contextlib
 import os
 import stat
 from collections.abc import Sequence
-from dataclasses import dataclass
 
+from ..record import record
 from .config import Config
 from .log import Log
 
@@ -22,7 +22,7 @@ SECONDS = 5.0  # for one user's notification service
 APP = "igelcert"
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Note:
     """summary: a line. body: a sentence or two. urgency: "low", "normal" or "critical"."""
 

@@ -7,11 +7,14 @@ import json
 import os
 import signal
 import sys
-from typing import NoReturn
 
 from . import files
 from .agenda import RUN_LOCK
 from .config import Config
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import NoReturn
 
 __all__ = ["become_resident", "wake"]
 
@@ -22,11 +25,13 @@ def become_resident(
     """Replaces this process by an interpreter that has loaded the resident part alone.
 
     The command line parser, TOML, the core: all that a run needs is its child's. -I -S: neither the
-    environment nor site-packages add to it; the path of this package is handed over.
+    environment nor site-packages add to it; the path of this package is handed over, and to the child ours.
     """
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    options = [f"--root={root}"] if root else []
-    options += [f"--config={config_file}"] if config_file else []
+    program = (
+        "import gc, sys; gc.set_threshold(20_000); "
+        f"sys.path[:] = {sys.path!r}; from igelcert.device.paced import main; sys.exit(main({root!r}, {config_file!r}))"
+    )
     plan = {
         "agent_dir": config.agent_dir,
         "server": config.server,
@@ -34,7 +39,8 @@ def become_resident(
         "level": config.log_level,
         "screen": verbose,
         "watch_network": not root,
-        "child": [sys.executable, "-I", "-m", "igelcert.device.rmagent_cli", "sync", "--paced", *options],
+        # the last words are for those who look at the processes
+        "child": [sys.executable, "-I", "-S", "-c", program, "rmagent", "sync", "--paced"],
     }
     start = f"import sys; sys.path.append({package!r}); from igelcert.device.resident import main; main()"
     sys.stdout.flush()

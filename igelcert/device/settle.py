@@ -13,7 +13,6 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
 from ..settings import Settings
 from . import files, hooks, notify, schedule
@@ -22,6 +21,10 @@ from .hooks import Event
 from .log import Log
 from .notes import State
 from .store import Busy, Lock, Tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 __all__ = ["Settler", "content_of", "note_removal"]
 

@@ -9,7 +9,6 @@ import base64
 import hashlib
 import os
 import time
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from .. import crypto
@@ -23,6 +22,7 @@ from . import files, keys
 from .config import Config
 from .transport import Link, client_context
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import ssl
 

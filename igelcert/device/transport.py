@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from ..codec.http import Request, Response
 from ..codec.http1 import ResponseReader, encode_request
 from ..errors import RemoteProtocolError, SettingsError, TransportError
+from ..record import replace
 from .wire import TIMEOUT, client_context, failure
 
 __all__ = ["Link", "client_context", "split_url"]
@@ -76,7 +77,7 @@ class Link:
     def _exchange(self, request: Request) -> Response:
         end = time.monotonic() + DEADLINE
         if self._authorization:
-            request = request._replace(headers=(*request.headers, ("Authorization", self._authorization)))
+            request = replace(request, headers=(*request.headers, ("Authorization", self._authorization)))
         octets = encode_request(request, self._name if self.port != self._default else self._shown)
         keep = False
         try:

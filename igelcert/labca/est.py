@@ -17,6 +17,7 @@ from .. import crypto
 from ..codec import est, pkcs10
 from ..codec.http import Request, Response
 from ..errors import Error, RemoteProtocolError
+from ..record import replace
 from .authority import CMC_RA, Authority
 
 __all__ = ["EstService", "Options"]
@@ -88,7 +89,7 @@ class EstService:
         wait = self._wait(csr.der)
         if wait > 0:
             # no body: Bouncy Castle reads none here, and then takes the connection for broken
-            return est.pending_response(int(wait) + 1, "")._replace(body=b"")
+            return replace(est.pending_response(int(wait) + 1, ""), body=b"")
         return est.certs_response([self._authority.issue(csr, self._options.validity)], enroll=True)
 
     def _challenge(self, request: Request) -> Response:
@@ -96,7 +97,7 @@ class EstService:
         if self._options.user and not request.header("Authorization"):
             # Bouncy Castle gives up on a first challenge that has a body
             refusal = Response(401)
-        return refusal._replace(headers=(*refusal.headers, ("WWW-Authenticate", 'Basic realm="lab-ca"')))
+        return replace(refusal, headers=(*refusal.headers, ("WWW-Authenticate", 'Basic realm="lab-ca"')))
 
     def _own_device(self, cert: x509.Certificate) -> bool:
         """A certificate of this CA that is not the RA's: TLS has verified it against our CAs or others."""

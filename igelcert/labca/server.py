@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from ..codec import est
 from ..codec.http import Request, Response
 from ..errors import Error
+from ..record import replace
 from .authority import Authority
 
 __all__ = ["Server", "Service", "run", "tls_context"]
@@ -54,7 +55,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         response = self._response()
         if self.command == "HEAD":
-            response = response._replace(body=b"")
+            response = replace(response, body=b"")
         self.send_response(response.status)
         for name, value in response.headers:
             self.send_header(name, value)

@@ -15,6 +15,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from .. import record
 from ..errors import RemoteProtocolError, TransportError
 from ..settings import CertSettings
 from . import enrollments
@@ -52,7 +53,9 @@ def hand_out(context: Context, config: CaConfig | None, device: Device, found: E
             incomplete |= not challenge
         enrollment = document["certs"][index].setdefault("enrollment", {})
         enrollment["crypt_challenge_password"] = challenge
-        certs[index] = replace(cert, enrollment=replace(cert.enrollment, crypt_challenge_password=challenge))
+        certs[index] = record.replace(
+            cert, enrollment=record.replace(cert.enrollment, crypt_challenge_password=challenge)
+        )
     return replace(
         found, document=document, certs=tuple(certs), etag=tag(context, document), incomplete=incomplete
     )
@@ -64,7 +67,7 @@ def check(config: CaConfig | None, found: Effective) -> Effective:
     if config is None:
         return found
     certs = tuple(
-        replace(cert, enrollment=replace(cert.enrollment, crypt_challenge_password=""))
+        record.replace(cert, enrollment=record.replace(cert.enrollment, crypt_challenge_password=""))
         if cert.enrollment.proto == "igelums"
         else cert
         for cert in found.certs

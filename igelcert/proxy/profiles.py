@@ -13,6 +13,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from .. import record
 from ..codec.est import OPERATIONS
 from ..errors import ConflictError, SettingsError
 from ..model import check_text
@@ -436,7 +437,7 @@ def _renewing(context: Context, found: Effective, wanted: dict[str, dict[str, An
     for index, cert in enumerate(certs):
         if asked := wanted.get(cert.friendly_name):
             document["certs"][index].setdefault("enrollment", {}).update(asked)
-            certs[index] = replace(cert, enrollment=replace(cert.enrollment, **asked))
+            certs[index] = record.replace(cert, enrollment=record.replace(cert.enrollment, **asked))
     return replace(found, document=document, certs=tuple(certs), etag=tag(context, document))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import dataclasses
 import datetime
 import json
 from pathlib import Path
@@ -25,6 +24,7 @@ from igelcert.device.config import load
 from igelcert.device.log import Log
 from igelcert.device.store import Busy
 from igelcert.errors import Error, RemoteProtocolError, SettingsError
+from igelcert.record import replace
 from igelcert.settings import Settings
 from tests.support.badca import make_ca, sign
 
@@ -112,7 +112,7 @@ def test_damaged_settings_are_fetched_again(agent: Agent, damage: str) -> None:
 )
 def test_a_device_that_nobody_named_has_no_name(agent: Agent, tmp_path: Path, text: str, name: str) -> None:
     (tmp_path / "etc/hostname").write_text(text)
-    assert facts.hostname(dataclasses.replace(agent.config, hostname="")) == name
+    assert facts.hostname(replace(agent.config, hostname="")) == name
 
 
 def test_settings_that_go_back_after_a_cut(agent: Agent, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ NATIVE = {"igelcert._core": {"igelcert.crypto"}, "igelcert._der": None}
 MAY = {
     "errors": set(),
     "model": set(),
+    "record": set(),
     "settings": set(),
     "renewal": set(),
     "crypto": set(),
@@ -23,11 +24,12 @@ MAY = {
     "proxy": {"codec", "proxy"},
     "labca": {"codec", "labca"},
 }
-VALUES = {"errors", "model", "settings", "renewal"}
+VALUES = {"errors", "model", "record", "settings", "renewal"}
 BASE = {
     "errors": set(),
-    "model": {"errors"},
-    "settings": {"errors", "model"},
+    "record": set(),
+    "model": {"errors", "record"},
+    "settings": {"errors", "model", "record"},
     "renewal": {"settings"},
     "crypto": {"errors"},
     **{area: VALUES | {"crypto"} for area in AREAS},

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from igelcert.device.config import Config, load, parse
+from igelcert.record import fields
 from tests.support.qemu import tool
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -24,7 +24,7 @@ def test_the_configuration_shows_every_key() -> None:
     path = OVERLAY / "etc/igelcert/device.toml"
     assert load(path=str(path)) == Config(), "as delivered it says nothing"
     keys = re.findall(r"^#(\w+) = ", path.read_text(), re.MULTILINE)
-    known = {field.name for field in dataclasses.fields(Config)} - {"root"}
+    known = {*fields(Config)} - {"root"}
     assert len(keys) == len(set(keys)) and set(keys) == known
     parse(re.sub(r"^#(\w+ = )", r"\1", path.read_text(), flags=re.MULTILINE))
 
