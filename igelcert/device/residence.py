@@ -1,4 +1,4 @@
-"""How the resident agent comes to be: the command becomes a small process that holds nothing else."""
+"""How the resident agent comes to be: a small process that holds nothing else."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ if TYPE_CHECKING:
 
 __all__ = ["become_resident", "wake"]
 
+HEAVY = {"argparse", "igelcert.crypto", "site", "tomllib"}
+
 
 def become_resident(
     config: Config, root: str, config_file: str | None, wait: int, *, verbose: bool
 ) -> NoReturn:
-    """Replaces this process by an interpreter that has loaded the resident part alone.
+    """Goes on as the resident agent; where this process has loaded more than that needs, in an interpreter that has not.
 
     The command line parser, TOML, the core: all that a run needs is its child's. -I -S: neither the
     environment nor site-packages add to it; the path of this package is handed over, and to the child ours.
@@ -30,7 +32,8 @@ def become_resident(
     package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
     program = (
         "import gc, sys; gc.set_threshold(20_000); "
-        f"sys.path[:] = {sys.path!r}; from igelcert.device.paced import main; sys.exit(main({root!r}, {config_file!r}))"
+        f"sys.path[:] = {[*sys.path, package]!r}; from igelcert.device.paced import main; "
+        f"sys.exit(main({root!r}, {config_file!r}))"
     )
     plan = {
         "agent_dir": config.agent_dir,
@@ -42,6 +45,10 @@ def become_resident(
         # the last words are for those who look at the processes
         "child": [sys.executable, "-I", "-S", "-c", program, "rmagent", "sync", "--paced"],
     }
+    if HEAVY.isdisjoint(sys.modules):
+        from . import resident
+
+        sys.exit(resident.live(plan))
     start = f"import sys; sys.path.append({package!r}); from igelcert.device.resident import main; main()"
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", start, json.dumps(plan)])  # noqa: S606

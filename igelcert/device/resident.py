@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import select
@@ -26,7 +27,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["Resident", "main"]
+__all__ = ["Resident", "live", "main"]
 
 LOOK_SECONDS = 60.0  # between looks for what is missing: /wfs, the management identity
 CHILD_LIMIT = 3_600.0  # a child that works for longer is ended: RSA-8192 keys take a minute each
@@ -62,6 +63,10 @@ class Resident:
         self._watch: Watch | None = None
         self._watch_deadline = 0.0
         self._asked_at = 0.0
+        # the settings that we have, as we said when we asked: now, and when we were told of others
+        self._asked_with = ""
+        self._told_with: str | None = None
+        self._vain = 0  # runs in a row after which we still had those settings
         self._next_watch = 0.0  # monotonic seconds from which on the proxy is asked
         self._failures = 0
         self._trouble = ""  # what was logged of the proxy last; said once
@@ -234,7 +239,8 @@ class Resident:
 
     def _ask_watch(self) -> None:
         assert self._watch is not None
-        self._watch.ask(agenda.tags(self.dir), self._wait)
+        self._asked_with = agenda.tags(self.dir)
+        self._watch.ask(self._asked_with, self._wait)
         self._asked_at = time.monotonic()
         self._watch_deadline = self._asked_at + self._wait + ANSWER_GRACE
         self._notify.say("STATUS=waiting for settings")
@@ -280,6 +286,11 @@ class Resident:
         if answer.status == 200:
             # a proxy that tells many devices of a change at once says when each is to act on it
             turn = now + min(answer.retry_after or 0, TURN_LATEST)
+            # a run that could not take them over (no room on the disk) does not make us spin
+            self._vain = self._vain + 1 if self._asked_with == self._told_with else 0
+            self._told_with = self._asked_with
+            if self._vain:
+                turn = max(turn, self._child_started + CHILD_LEAST * 2 ** min(self._vain - 1, 6))
             self._close_watch()
             self._next_watch = turn
             self._ask_for("other settings", at=turn)
@@ -446,15 +457,20 @@ class _Notifier:
             self._last = now
 
 
-def main() -> None:
-    """argv[1]: the plan as JSON."""
+def live(plan: dict[str, Any]) -> int:
+    """As the resident agent until SIGTERM; the exit status. plan: see `residence.become_resident`."""
+    gc.set_threshold(700)  # as Python has it; what starts us may have put it up
     with contextlib.suppress(OSError), open("/proc/self/comm", "w", encoding="ascii") as file:
         file.write("rmagent")
-    plan = json.loads(sys.argv[1])
     resident = Resident(plan)
     try:
-        sys.exit(resident.run())
+        return resident.run()
     except Error as err:
         resident.log.error(str(err))
         resident.log.hint(err.hint)
-        sys.exit(1)
+        return 1
+
+
+def main() -> None:
+    """argv[1]: the plan as JSON."""
+    sys.exit(live(json.loads(sys.argv[1])))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
 
 from ..errors import Error, SettingsError
-from .config import Config, load
+from .config import load
 from .log import Log
 from .residence import become_resident, wake
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Callable, Sequence
+    from typing import NoReturn
 
 __all__ = ["main"]
 
@@ -35,19 +39,23 @@ exit status:
 """
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        self.print_usage(sys.stderr)
-        self.exit(64, f"rmagent: error: {message}\n")
+WAIT = 240  # seconds
 
 
 def _parser() -> argparse.ArgumentParser:
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> None:  # type: ignore[override]
+            self.print_usage(sys.stderr)
+            self.exit(64, f"rmagent: error: {message}\n")
+
     raw = argparse.RawDescriptionHelpFormatter
-    common = _Parser(add_help=False)
+    common = Parser(add_help=False)
     common.add_argument("--root", default="", metavar="DIR", help="act inside a root file system")
     common.add_argument("--config", metavar="FILE", help="instead of /etc/igelcert/device.toml")
     common.add_argument("--verbose", action="store_true", help="log lines on the screen as well")
-    parser = _Parser(prog="rmagent", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    parser = Parser(prog="rmagent", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="rmagent")
     help_register = "become known to the proxy with a one-time token: management key and certificate"
     register = commands.add_parser(
@@ -87,30 +95,33 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--wait",
         type=int,
-        default=240,
+        default=WAIT,
         metavar="SECONDS",
-        help="how long the proxy holds a question for settings (default 240, 1 to 600)",
+        help=f"how long the proxy holds a question for settings (default {WAIT}, 1 to 600)",
     )
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
-    screen = args.verbose or sys.stderr.isatty()
-    log = Log("rmagent", screen=screen)
-    try:
-        config = load(args.root, args.config)
-        log = Log(
-            "rmagent", screen=screen, level=config.log_level, quiet=args.command == "sync" and args.paced
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words == ["run"]:  # as it is started at boot, when a parser would take longer to load than all else
+        return _guarded(lambda: _run("", None, WAIT, verbose=False), verbose=False)
+    args = _parser().parse_args(words)
+    if args.command == "run":
+        return _guarded(
+            lambda: _run(args.root, args.config, args.wait, verbose=args.verbose), verbose=args.verbose
         )
-        if args.command == "run":
-            if not 1 <= args.wait <= 600:
-                raise SettingsError("--wait", "is not a number of seconds from 1 to 600")
-            become_resident(config, args.root, args.config, args.wait, verbose=args.verbose)
-        return _act(args, config, log)
+    return _guarded(lambda: _act(args), verbose=args.verbose)
+
+
+def _guarded(work: Callable[[], int], *, verbose: bool) -> int:
+    """Errors become a sentence, and the exit status."""
+    try:
+        return work()
     except Error as err:
         from .exits import code_of
 
+        log = Log("rmagent", screen=verbose or sys.stderr.isatty())
         log.error(str(err))
         log.hint(err.hint)
         return code_of(err)
@@ -118,14 +129,26 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _act(args: argparse.Namespace, config: Config, log: Log) -> int:
+def _run(root: str, config_file: str | None, wait: int, *, verbose: bool) -> NoReturn:
+    config = load(root, config_file)
+    if not 1 <= wait <= 600:
+        raise SettingsError("--wait", "is not a number of seconds from 1 to 600")
+    become_resident(config, root, config_file, wait, verbose=verbose)
+
+
+def _act(args: argparse.Namespace) -> int:
     """`register` and `sync`. What they need is imported here: `run` becomes another process, at each boot."""
+    from . import paced
     from .agent import Agent
     from .commands import read_secret
     from .transport import split_url
 
+    if args.command == "sync" and args.paced:
+        return paced.main(args.root, args.config)
+    config = load(args.root, args.config)
+    log = Log("rmagent", screen=args.verbose or sys.stderr.isatty(), level=config.log_level)
     if args.command == "sync":
-        with Agent(config, log, paced=args.paced) as agent:
+        with Agent(config, log) as agent:
             return agent.sync()
     server = args.server or config.server
     if not server:

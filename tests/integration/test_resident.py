@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -41,12 +42,27 @@ def wait_for(what: Callable[[], bool], seconds: float, say: object) -> float:
     return time.monotonic() - began
 
 
+# As `rmagent run` starts at boot, with nothing loaded that it would have to get rid of
+LEAN = """
+import sys
+root = sys.argv[1]
+sys.path[:] = sys.argv[2:]
+from igelcert.device.config import load
+from igelcert.device.residence import become_resident
+become_resident(load(root), root, None, 240, verbose=True)
+"""
+
+
 class Running:
     """A resident agent; `said` is what it wrote to stderr so far."""
 
-    def __init__(self, root: Path, *options: str, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, root: Path, *options: str, env: dict[str, str] | None = None, lean: bool = False
+    ) -> None:
         self._log = root.parent / f"{root.name}.agent.log"
         args = [command("rmagent"), "run", "--root", str(root), "--verbose", *options]
+        if lean:
+            args = [sys.executable, "-I", "-S", "-c", LEAN, str(root), *sys.path]
         with self._log.open("wb") as sink:
             self.process = subprocess.Popen(args, stderr=sink, env={**os.environ, **(env or {})})
         wait_for(lambda: "at work" in self.said or self.process.poll() is not None, 20, "it does not start")
@@ -87,8 +103,10 @@ class Running:
 
 
 @contextlib.contextmanager
-def agent(root: Path, *options: str, env: dict[str, str] | None = None) -> Iterator[Running]:
-    made = Running(root, *options, env=env)
+def agent(
+    root: Path, *options: str, env: dict[str, str] | None = None, lean: bool = False
+) -> Iterator[Running]:
+    made = Running(root, *options, env=env, lean=lean)
     try:
         yield made
     finally:
@@ -133,11 +151,16 @@ def test_a_profile_is_with_the_device_in_two_seconds(gate: Proxy, lab: LabCa, ro
     assert PASSWORD not in resident.said
 
 
-def test_at_rest(gate: Proxy, root: Path) -> None:
+@pytest.mark.parametrize("lean", [False, True], ids=["command", "lean"])
+def test_at_rest(gate: Proxy, root: Path, lean: bool) -> None:
     """No processor time, no wake-up, and not much memory; a minute of it is in scripts/bench."""
     gate.profile("rest", lan(), directory="/Rest")
-    device = gate.device(root, "REST", "tc-rest", directory="/Rest")
-    with agent(root) as resident:
+    device = gate.device(root, f"REST-{lean}", "tc-rest", directory="/Rest")
+    if lean:  # as the image's file is: of comments alone
+        (root / "etc/igelcert/device.toml").write_text("# unit_id\n")
+        (root / "etc/hostname").write_text("tc-rest\n")
+    with agent(root, lean=lean) as resident:
+        assert ("agent_dir" in Path(f"/proc/{resident.process.pid}/cmdline").read_text()) is not lean
         wait_for(lambda: serial(device) != 0, 20, resident)
         wait_for(resident.at_rest, 20, resident)
         time.sleep(2)  # session tickets
@@ -147,6 +170,21 @@ def test_at_rest(gate: Proxy, root: Path) -> None:
         assert resident.status("voluntary_ctxt_switches") == wakes
         assert resident.status("VmRSS") <= LIMIT_KB
         assert resident.status("Threads") == 1
+
+
+def test_settings_that_cannot_be_stored(gate: Proxy, root: Path) -> None:
+    """Told of them again and again, it does not start run after run."""
+    gate.profile("unstored", lan(), directory="/Unstored")
+    gate.device(root, "UNSTORED", "tc-unstored", directory="/Unstored")
+    (root / "wfs/igel-rmagent/settings.json").mkdir()
+    with agent(root) as resident:
+        asked = lambda: gate.log().count("UNSTORED GET /rmagent/settings")  # noqa: E731
+        wait_for(lambda: asked() >= 2, 20, resident)
+        time.sleep(6)
+        assert asked() <= 6, gate.log()
+        (root / "wfs/igel-rmagent/settings.json").rmdir()
+        resident.process.send_signal(signal.SIGHUP)
+        wait_for((root / "wfs/igel-certs/lan/cert.pem").exists, 20, resident)
 
 
 def test_signals(gate: Proxy, root: Path) -> None:
