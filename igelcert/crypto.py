@@ -29,6 +29,7 @@ __all__ = [
     "open_envelope",
     "parse_certificate",
     "read_pfx",
+    "sha256",
     "spki_type",
     "split_list",
     "verify",
@@ -70,6 +71,13 @@ def _take(buf: Any) -> bytes:
 
 def libcrypto_version() -> str:
     return str(ffi.string(lib.igc_version()).decode())
+
+
+def sha256(data: bytes) -> bytes:
+    """As hashlib's, which takes as long to load as many a run of the device has to do."""
+    digest = ffi.new("uint8_t[32]")
+    lib.igc_sha256(data, len(data), digest)
+    return bytes(digest)
 
 
 # ---- passwords ----------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ more than their length.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.string cimport memcpy
 
-import calendar as _calendar
 import time as _time
 
 cdef Py_ssize_t MAX_INTEGER = 8192
@@ -18,6 +17,20 @@ cdef Py_ssize_t MAX_OID = 128
 
 class DerError(ValueError):
     """The bytes are not the DER that was expected."""
+
+
+# calendar would bring datetime and locale along, which take as long to load as all of this package's codecs
+cdef int _days_of(int year, int month):
+    if month == 2:
+        return 29 if year % 4 == 0 and (year % 100 or year % 400 == 0) else 28
+    return 30 if month in (4, 6, 9, 11) else 31
+
+
+cdef long long _days_since_1970(long long year, int month, int day):
+    """Of the proleptic Gregorian calendar, from the year 1; the year is taken to begin in March."""
+    cdef long long shifted = year - (month <= 2)
+    cdef long long day_of_year = (153 * ((month + 9) % 12) + 2) // 5 + day - 1
+    return 365 * shifted + shifted // 4 - shifted // 100 + shifted // 400 + day_of_year - 719468
 
 
 # ---- writing ------------------------------------------------------------------------------------
@@ -363,7 +376,7 @@ cdef class Reader:
             digits = (b"20" if digits[:2] < b"50" else b"19") + digits
         year, month, day = int(digits[:4]), int(digits[4:6]), int(digits[6:8])
         hour, minute, second = int(digits[8:10]), int(digits[10:12]), int(digits[12:14])
-        if not (1 <= year and 1 <= month <= 12 and 1 <= day <= _calendar.monthrange(year, month)[1]
+        if not (1 <= year and 1 <= month <= 12 and 1 <= day <= _days_of(year, month)
                 and hour < 24 and minute < 60 and second < 60):
             raise DerError("a time is no time")
-        return _calendar.timegm((year, month, day, hour, minute, second))
+        return ((_days_since_1970(year, month, day) * 24 + hour) * 60 + minute) * 60 + second

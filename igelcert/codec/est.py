@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Iterable
-from urllib.parse import quote, unquote_to_bytes
 
 from .. import _der as der
 from ..errors import LocalProtocolError, RemoteProtocolError
@@ -49,7 +48,13 @@ def path(operation: str, label: str | None = None) -> str:
     """The path of an operation; the label is percent-encoded."""
     if operation not in OPERATIONS or label in OPERATIONS:
         raise LocalProtocolError(f"{label or operation!r} cannot stand there in an EST path")
-    return f"{WELL_KNOWN}/{quote(label, safe='')}/{operation}" if label else f"{WELL_KNOWN}/{operation}"
+    if not label:
+        return f"{WELL_KNOWN}/{operation}"
+    if not label.isascii() or not label.isalnum():
+        from urllib.parse import quote  # takes long to load; most names are plain
+
+        label = quote(label, safe="")
+    return f"{WELL_KNOWN}/{label}/{operation}"
 
 
 def route(raw_path: str, *, decoded: bool = False) -> tuple[str, str | None] | None:
@@ -67,6 +72,8 @@ def route(raw_path: str, *, decoded: bool = False) -> tuple[str, str | None] | N
         return (operation, None) if rest == operation else None
     if decoded:
         return operation, label
+    from urllib.parse import unquote_to_bytes
+
     try:
         return operation, unquote_to_bytes(label).decode("utf-8")
     except UnicodeDecodeError:

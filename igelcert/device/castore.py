@@ -6,7 +6,6 @@ tree names them with their SHA-256, and a file is removed only while it still ho
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -192,4 +191,4 @@ def _digest_of(pem: bytes) -> str:
         blocks = decode_pem(pem)
     except Error:
         return ""
-    return hashlib.sha256(blocks[0]).hexdigest() if len(blocks) == 1 else ""
+    return crypto.sha256(blocks[0]).hex() if len(blocks) == 1 else ""

@@ -285,13 +285,18 @@ def _at_work(process: int) -> bool:
     return True
 
 
+def _remove_dir(path: str) -> None:
+    with os.scandir(path) as entries:
+        for entry in entries:
+            (_remove_dir if entry.is_dir(follow_symlinks=False) else os.unlink)(entry.path)
+    os.rmdir(path)
+
+
 def remove_tree(path: str) -> None:
     """A file, link or directory with all below it; never follows a link. Not there is fine."""
-    import shutil
-
     try:
         if os.path.isdir(path) and not os.path.islink(path):
-            shutil.rmtree(path)
+            _remove_dir(path)  # shutil would bring its compressors along
         elif os.path.lexists(path):
             os.unlink(path)
     except FileNotFoundError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -165,7 +164,7 @@ class Identity:
         """Is the management certificate from that CA? Yes, too, when we do not know the CA (yet)."""
         cert = self.certificate()
         for der in self._anchors():
-            if cert is not None and hashlib.sha256(der).hexdigest() == issuer:
+            if cert is not None and crypto.sha256(der).hex() == issuer:
                 try:
                     crypto.verify_chain(cert.der, [], [der], self._now(), partial=True)
                 except CryptoError:
@@ -181,7 +180,7 @@ class Identity:
     @property
     def trust(self) -> str:
         """SHA-256 over the CAs that the proxy is known by, hexadecimal: by it the proxy knows which we trust."""
-        return hashlib.sha256(b"".join(self._anchors())).hexdigest()
+        return crypto.sha256(b"".join(self._anchors())).hex()
 
     def take_trust(self, link: Link, wanted: str) -> bool:
         """Trusts the CAs that the proxy names, and no others, when their SHA-256 (as of `trust`) is another than ours;
@@ -189,7 +188,7 @@ class Identity:
         if not wanted or wanted == self.trust:
             return False
         found = decode_pem(self._cacerts(link))
-        if hashlib.sha256(b"".join(found)).hexdigest() != wanted:
+        if crypto.sha256(b"".join(found)).hex() != wanted:
             return False  # they changed meanwhile: we hear of it again
         text = "".join(encode_pem(der) for der in found)
         context = client_context(ca_pem=text)

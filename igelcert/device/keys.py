@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable
@@ -37,7 +36,7 @@ def fingerprint(cert: CertSettings, spec: CsrSpec) -> str:
         spec.san.uri,
         target,
     ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    return crypto.sha256(json.dumps(parts).encode()).hex()
 
 
 def read_key(path: str, password: bytes | None) -> crypto.Key:

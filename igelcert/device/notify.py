@@ -83,14 +83,14 @@ def _which(name: str) -> str | None:
 
 def send(config: Config, note: Note, log: Log) -> int:
     """Shows the note to every logged-in user; returns to how many. What fails is a line in the log, no more."""
+    buses = _buses(config.at(RUNTIME_DIR))
+    if not buses:
+        return 0
     tool = next((path for name in ("notify-send", "gdbus") if (path := _which(name))), "")
-    shown = 0
-    for uid, bus in _buses(config.at(RUNTIME_DIR)):
-        if not tool:
-            log.debug("neither notify-send nor gdbus is here: no notification is shown")
-            break
-        shown += _show(tool, uid, bus, note, log)
-    return shown
+    if not tool:
+        log.debug("neither notify-send nor gdbus is here: no notification is shown")
+        return 0
+    return sum(_show(tool, uid, bus, note, log) for uid, bus in buses)
 
 
 def _buses(runtime: str) -> list[tuple[int, str]]:

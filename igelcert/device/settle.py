@@ -8,12 +8,12 @@ again, with back-off, until it succeeds. It never undoes a certificate.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
+from .. import crypto
 from ..settings import Settings
 from . import files, hooks, notify, schedule
 from .config import Config
@@ -35,7 +35,7 @@ ROUNDS = 3  # what another run changed while hooks ran is looked for again
 def content_of(tree: Tree, name: str) -> str:
     """What hooks have to hear of: the live certificate and its CAs; "" without one."""
     cert, cas = tree.read(name, "cert.pem"), tree.read(name, "cacerts.pem")
-    return hashlib.sha256(cert + (cas or b"")).hexdigest()[:32] if cert else ""
+    return crypto.sha256(cert + (cas or b"")).hex()[:32] if cert else ""
 
 
 def _removals(tree: Tree) -> dict[str, State]:

@@ -6,10 +6,8 @@ A way asks for one certificate and says what the CA answered; the checks are the
 from __future__ import annotations
 
 import base64
-import hashlib
 import os
 import time
-from urllib.parse import urlsplit
 
 from .. import crypto
 from ..codec import est, pkcs10
@@ -102,7 +100,7 @@ def by_fingerprint(certs: list[bytes], fingerprint: str) -> str:
     if len(wanted) != 64:
         raise SettingsError("ca_fingerprint", "is not a SHA-256 fingerprint of 64 hexadecimal digits")
     for der in certs:
-        if hashlib.sha256(der).hexdigest() == wanted:
+        if crypto.sha256(der).hex() == wanted:
             return encode_pem(der)
     raise CheckError(
         "no certificate of the server has that fingerprint",
@@ -166,7 +164,7 @@ class ScepWay:
         from ..codec import pkimessage
 
         now = int(time.time())
-        serial = int.from_bytes(hashlib.sha256(request.der).digest()[:8], "big") >> 1 | 1
+        serial = int.from_bytes(crypto.sha256(request.der)[:8], "big") >> 1 | 1
         subject = request.subject_der
         return pkimessage.Identity(
             key,
@@ -203,6 +201,8 @@ class ScepWay:
 def straight_scep(
     config: Config, straight: ScepSettings, home: str, cert: CertSettings, *, renew: bool
 ) -> ScepWay:
+    from urllib.parse import urlsplit
+
     from ..codec import pkimessage
     from ..codec.pem import decode_pem
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import socket
 import ssl
 import time
-from urllib.parse import urlsplit
 
 from ..codec.http import Request, Response
 from ..codec.http1 import ResponseReader, encode_request
@@ -25,6 +24,20 @@ PIECE = 65_536
 
 def split_url(url: str, scheme: str = "https") -> tuple[str, int]:
     """Host and port of an https URL (or http, by `scheme`) without user, path or query."""
+    begin, _, rest = url.partition("://")
+    name, _, number = rest.rstrip("/").partition(":")
+    plain = name.isascii() and name.replace("-", "").replace(".", "").isalnum()
+    if begin == scheme and plain and (number == "" or (number.isascii() and number.isdecimal())):
+        port = int(number or (443 if scheme == "https" else 80))
+        if 0 < port < 65_536:
+            return name.lower(), port
+    return _split_odd_url(url, scheme)
+
+
+def _split_odd_url(url: str, scheme: str) -> tuple[str, int]:
+    """The same for addresses and names of other alphabets, and the refusals."""
+    from urllib.parse import urlsplit  # takes long to load
+
     try:
         parts = urlsplit(url)
         port = parts.port or (443 if scheme == "https" else 80)
@@ -122,7 +135,7 @@ class Link:
             if self._context is None:
                 return sock
             self._allow(sock, end)
-            return self._context.wrap_socket(sock, server_hostname=self.host)
+            return self._context.wrap_socket(sock, server_hostname=self.host.encode("ascii"))
         except BaseException:
             sock.close()
             raise

@@ -71,7 +71,7 @@ class Watch:
             )
             context = client_context(ca_pem=trust)
             context.load_cert_chain(os.path.join(directory, "cert.pem"), os.path.join(directory, "key.pem"))
-            plain = socket.create_connection((host, port), TIMEOUT)
+            plain = socket.create_connection((host.encode("ascii"), port), TIMEOUT)  # type: ignore[arg-type]
             try:
                 for option, value in (
                     (socket.TCP_KEEPIDLE, KEEP_IDLE),
@@ -80,7 +80,7 @@ class Watch:
                 ):
                     plain.setsockopt(socket.IPPROTO_TCP, option, value)
                 plain.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-                self._socket = context.wrap_socket(plain, server_hostname=host)
+                self._socket = context.wrap_socket(plain, server_hostname=host.encode("ascii"))
             except OSError:
                 plain.close()
                 raise

@@ -73,6 +73,7 @@ const char *igc_error_text(int code);
    Valid until the next call into the core from this thread. */
 const char *igc_reasons(void);
 const char *igc_version(void); /* of libcrypto */
+void igc_sha256(const uint8_t *data, size_t len, uint8_t digest[32]);
 
 typedef struct {
     uint8_t *data;

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import Any
 
 import pytest
@@ -172,3 +173,16 @@ def test_what_is_not_der_is_refused(bad: str) -> None:
         reader = der.Reader(bytes.fromhex(bad.replace(" ", "")))
         read(reader)
         reader.end()
+
+
+@given(st.integers(1, 9999), st.integers(0, 13), st.integers(0, 32))
+def test_days_are_those_of_the_calendar(year: int, month: int, day: int) -> None:
+    """Against datetime; leap years by the rule of 1582, from the year 1 on."""
+    text = b"%04d%02d%02d101112Z" % (year, month, day)
+    try:
+        moment = datetime.datetime(year, month, day, 10, 11, 12, tzinfo=datetime.UTC)
+    except ValueError:
+        with pytest.raises(der.DerError):
+            der.Reader(der.tlv(0x18, text)).time()
+        return
+    assert der.Reader(der.tlv(0x18, text)).time() == round(moment.timestamp())
