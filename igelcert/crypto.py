@@ -7,6 +7,7 @@ CryptoError with the core's code and reasons. Imports stay few: `igel-certs stat
 from __future__ import annotations
 
 import binascii
+from functools import lru_cache
 
 from . import errors
 from ._core import ffi, lib
@@ -39,6 +40,7 @@ __all__ = [
 
 ITERATIONS = 100_000
 LEAST_ITERATIONS = 1000
+PARSED_KEPT = 128  # certificates, of about 5 kB each
 GLANCE = 0.1  # seconds between two looks at a key generation
 _KEY_OUT = ffi.typeof("igc_key **")
 _PURPOSES = {"any": 0, "server": 1, "client": 2}
@@ -346,8 +348,12 @@ class Certificate:
         return f"<Certificate {self.subject_text!r} serial {self.serial_hex}>"
 
 
+@lru_cache(PARSED_KEPT)
 def parse_certificate(der: bytes) -> Certificate:
-    """One DER certificate without trailing bytes; strict (see igc_cert_parse)."""
+    """One DER certificate without trailing bytes; strict (see igc_cert_parse).
+
+    The same few come again and again: CAs with every answer, the live certificate in one look after the other.
+    """
     return Certificate(der)
 
 

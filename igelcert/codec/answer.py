@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from functools import lru_cache
 
 from .. import crypto
 from ..errors import CheckError, CryptoError, Error
@@ -13,7 +12,6 @@ from .pkcs10 import CertificationRequest
 
 __all__ = ["CLOCK_SKEW", "Bundle", "NoChain", "check"]
 
-AUTHORITIES_KEPT = 16
 CLOCK_SKEW = 3_600  # seconds by which a fresh certificate may begin in our future
 
 
@@ -47,7 +45,7 @@ def check(
     """
     warnings: list[str] = []
     received = [_parse(der) for der in answer]
-    authorities = _unique([_authority(der) for der in cas])
+    authorities = _unique([_parse(der) for der in cas])
     cert = _pick([c for c in received if c.spki == spki], warnings)
     _dates(cert, now)
     if cert.is_ca:
@@ -123,12 +121,6 @@ def _parse(der: bytes) -> crypto.Certificate:
         return crypto.parse_certificate(der)
     except Error as err:
         raise CheckError(f"a certificate in the answer is damaged: {err}") from None
-
-
-@lru_cache(AUTHORITIES_KEPT)
-def _authority(der: bytes) -> crypto.Certificate:
-    """The same few come with every answer."""
-    return _parse(der)
 
 
 def _unique(certs: list[crypto.Certificate]) -> list[crypto.Certificate]:

@@ -16,9 +16,22 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
-__all__ = ["become_resident", "wake"]
+__all__ = ["become_resident", "child_command", "wake"]
 
+PACKAGE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 HEAVY = {"argparse", "igelcert.crypto", "site", "tomllib"}
+
+
+def child_command(root: str, config_file: str | None) -> list[str]:
+    """What the resident agent starts when there is work: `rmagent sync --paced`, by a shorter way."""
+    program = (
+        "import gc, os, sys; gc.set_threshold(20_000); "
+        f"sys.path[:] = {[*sys.path, PACKAGE]!r}; from igelcert.device.paced import main; "
+        # when it is done, nothing is left that tidying up would end
+        f"os._exit(main({root!r}, {config_file!r}))"
+    )
+    # the last words are for those who look at the processes
+    return [sys.executable, "-I", "-S", "-c", program, "rmagent", "sync", "--paced"]
 
 
 def become_resident(
@@ -29,12 +42,6 @@ def become_resident(
     The command line parser, TOML, the core: all that a run needs is its child's. -I -S: neither the
     environment nor site-packages add to it; the path of this package is handed over, and to the child ours.
     """
-    package = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    program = (
-        "import gc, sys; gc.set_threshold(20_000); "
-        f"sys.path[:] = {[*sys.path, package]!r}; from igelcert.device.paced import main; "
-        f"sys.exit(main({root!r}, {config_file!r}))"
-    )
     plan = {
         "agent_dir": config.agent_dir,
         "server": config.server,
@@ -42,14 +49,13 @@ def become_resident(
         "level": config.log_level,
         "screen": verbose,
         "watch_network": not root,
-        # the last words are for those who look at the processes
-        "child": [sys.executable, "-I", "-S", "-c", program, "rmagent", "sync", "--paced"],
+        "child": child_command(root, config_file),
     }
     if HEAVY.isdisjoint(sys.modules):
         from . import resident
 
         sys.exit(resident.live(plan))
-    start = f"import sys; sys.path.append({package!r}); from igelcert.device.resident import main; main()"
+    start = f"import sys; sys.path.append({PACKAGE!r}); from igelcert.device.resident import main; main()"
     sys.stdout.flush()
     os.execv(sys.executable, [sys.executable, "-I", "-S", "-c", start, json.dumps(plan)])  # noqa: S606
 
