@@ -58,7 +58,7 @@ def _app(name: str, context: Context) -> Flask:
 
     @app.after_request
     def _log(response: Response) -> Response:
-        level = logging.INFO if response.status_code < 400 or name == "device" else logging.DEBUG
+        level = _level(name, response.status_code)
         took = (time.monotonic() - g.get("started", time.monotonic())) * 1000
         who = g.get("unit_id", "-")
         path = _loggable(request.path)
@@ -99,6 +99,17 @@ def _app(name: str, context: Context) -> Flask:
         return page or _sentence(500, "an internal error occurred; the log of the proxy says more")
 
     return app
+
+
+def _level(name: str, status: int) -> int:
+    """Of a request's line. The administration's port: what is done, and who is not let in; what monitoring asks every few
+    seconds is no news, and mistakes of people and programs are theirs."""
+    if name == "admin":
+        if request.path in admin_routes.PATHS:
+            return logging.DEBUG
+        if status >= 400 and status not in {401, 403, 429}:
+            return logging.DEBUG
+    return logging.INFO
 
 
 _HTTP = {
