@@ -16,7 +16,7 @@ from .admin import guard, pages, rest
 from .admin.pages.base import problem_page, takes_cut
 from .context import Context
 from .framing import ADMIN_BODY_MAX, CUT, DEVICE_BODY_MAX
-from .identity import address_of
+from .identity import address_of, named
 
 __all__ = ["make_admin_app", "make_device_app"]
 
@@ -78,6 +78,8 @@ def _app(name: str, context: Context) -> Flask:
     @app.errorhandler(RemoteProtocolError)
     def _refused(err: RemoteProtocolError) -> Response:
         if err.status_hint in {401, 403}:
+            if name == "device" and "unit_id" not in g:
+                g.unit_id = named(context, request.environ)
             log.warning("%s %s: %s", address_of(context, request.environ), g.get("unit_id", "-"), err)
         return _sentence(err.status_hint, str(err))
 

@@ -532,6 +532,17 @@ def test_what_is_no_text(gate: Proxy, device: Device, bad: str) -> None:
     assert "Traceback" not in gate.log()
 
 
+def test_who_is_not_known_any_more_is_named(gate: Proxy, tmp_path: Path) -> None:
+    """As after a restore: the certificate is the proxy's own, so its log can say whose. The device hears why, too."""
+    device = gate.device(tmp_path / "gone", "GONE-1", "tc-gone")
+    gate.cli("device", "remove", "--unit-id", "GONE-1")
+    device.sync(code=1)
+    assert re.search(r"WARNING 127\.0\.0\.1 GONE-1: this device is not known to the proxy", gate.log())
+    done = run("igel-certs", "doctor", "--root", device.root)
+    assert "answers 403: this device is not known to the proxy" in done.stdout
+    assert "rmagent register with a new token" in done.stdout
+
+
 def test_one_device_cannot_speak_for_another(gate: Proxy, device: Device, tmp_path: Path) -> None:
     """Nor can it have what it reports decide over more than itself."""
     body = {"unit_id": "OTHER", "hostname": "tc-good", "ips": []}
