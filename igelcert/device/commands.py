@@ -9,7 +9,7 @@ import sys
 import time
 
 from .. import crypto
-from ..codec.http import Request
+from ..codec.http import Request, plain_reason
 from ..errors import Error, SettingsError, StorageError
 from ..settings import Settings
 from . import files, keys, schedule
@@ -169,8 +169,12 @@ def _server(agent: Agent) -> str:
     with agent.identity.link() as link:
         answer = link.send(Request("GET", "/rmagent/settings"))
     if answer.status not in {200, 304}:
+        reason = plain_reason(answer)
         raise StorageError(
-            f"{agent.identity.server} answers {answer.status}", hint="look into the proxy's log"
+            f"{agent.identity.server} answers {answer.status}{f': {reason}' if reason else ''}",
+            hint="run: rmagent register with a new token"
+            if answer.status in {401, 403}
+            else "the proxy's log says more",
         )
     return f"{agent.identity.server} answers, and knows this device"
 

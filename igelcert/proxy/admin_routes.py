@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+
 import sqlalchemy as sa
 from flask import Blueprint, Response, request
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 
+from ..codec.http import plain_line
 from ..errors import Error, RemoteProtocolError
 from . import cahealth, certificates, rollover
 from .context import Context
@@ -15,11 +18,16 @@ from .schema import devices, enrollments
 from .upstream.config import current_version
 from .waiting import KEY, Room, Visit
 
-__all__ = ["figures", "make"]
+__all__ = ["PATHS", "figures", "make"]
+
+log = logging.getLogger("igelcert.proxy")
+
+PATHS = ("/healthz", "/readyz", "/metrics")
 
 
 def make(context: Context) -> Blueprint:
     routes = Blueprint("admin", __name__)
+    said = ""  # why it was not ready when somebody last asked
 
     @routes.get("/healthz")
     def healthz() -> Response:
@@ -27,16 +35,16 @@ def make(context: Context) -> Blueprint:
 
     @routes.get("/readyz")
     def readyz() -> Response:
-        """Ready means: the database answers, a CA is configured, and this proxy stays. The CA itself is not asked."""
-        visit: Visit | None = request.environ.get(KEY)
-        if visit is not None and visit.room.closed:
-            raise RemoteProtocolError("not ready: this proxy is about to end", status_hint=503)
-        try:
-            configured = current_version(context)
-        except Error as err:
-            raise RemoteProtocolError(f"not ready: {err}", status_hint=503) from None
-        if not configured:
-            raise RemoteProtocolError("not ready: no CA is configured", status_hint=503)
+        nonlocal said
+        why = _not_ready(context)
+        if why != said:
+            if why:
+                log.warning("not ready: %s", plain_line(why, 1000))
+            else:
+                log.info("ready again")
+            said = why
+        if why:
+            raise RemoteProtocolError(f"not ready: {why}", status_hint=503)
         return Response("ready\n", content_type="text/plain; charset=utf-8")
 
     @routes.get("/metrics")
@@ -46,6 +54,20 @@ def make(context: Context) -> Blueprint:
         return Response(text, content_type=CONTENT_TYPE_LATEST)
 
     return routes
+
+
+def _not_ready(context: Context) -> str:
+    """Ready means: the database answers and can be written, a CA is configured, and this proxy stays. The CA itself is
+    not asked."""
+    visit: Visit | None = request.environ.get(KEY)
+    if visit is not None and visit.room.closed:
+        return "this proxy is about to end"
+    try:
+        configured = current_version(context)
+        context.db.check_writable()
+    except Error as err:
+        return str(err)
+    return "" if configured else "no CA is configured"
 
 
 def figures(context: Context, room: Room | None = None) -> bytes:

@@ -16,7 +16,7 @@ from .admin import guard, pages, rest
 from .admin.pages.base import problem_page, takes_cut
 from .context import Context
 from .framing import ADMIN_BODY_MAX, CUT, DEVICE_BODY_MAX
-from .identity import address_of
+from .identity import address_of, named
 
 __all__ = ["make_admin_app", "make_device_app"]
 
@@ -58,7 +58,7 @@ def _app(name: str, context: Context) -> Flask:
 
     @app.after_request
     def _log(response: Response) -> Response:
-        level = logging.INFO if response.status_code < 400 or name == "device" else logging.DEBUG
+        level = _level(name, response.status_code)
         took = (time.monotonic() - g.get("started", time.monotonic())) * 1000
         who = g.get("unit_id", "-")
         path = _loggable(request.path)
@@ -78,6 +78,8 @@ def _app(name: str, context: Context) -> Flask:
     @app.errorhandler(RemoteProtocolError)
     def _refused(err: RemoteProtocolError) -> Response:
         if err.status_hint in {401, 403}:
+            if name == "device" and "unit_id" not in g:
+                g.unit_id = named(context, request.environ)
             log.warning("%s %s: %s", address_of(context, request.environ), g.get("unit_id", "-"), err)
         return _sentence(err.status_hint, str(err))
 
@@ -99,6 +101,17 @@ def _app(name: str, context: Context) -> Flask:
         return page or _sentence(500, "an internal error occurred; the log of the proxy says more")
 
     return app
+
+
+def _level(name: str, status: int) -> int:
+    """Of a request's line. The administration's port: what is done, and who is not let in; what monitoring asks every few
+    seconds is no news, and mistakes of people and programs are theirs."""
+    if name == "admin":
+        if request.path in admin_routes.PATHS:
+            return logging.DEBUG
+        if status >= 400 and status not in {401, 403, 429}:
+            return logging.DEBUG
+    return logging.INFO
 
 
 _HTTP = {

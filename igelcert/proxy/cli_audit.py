@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
-from contextlib import nullcontext
+import sys
+from contextlib import closing, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..errors import Error, StorageError
 from . import audit, auditexport
 from .clitools import Output, UsageError, when
 from .context import Context
@@ -80,44 +81,86 @@ def _audit(args: argparse.Namespace, output: Output, context: Context) -> int:
 
 
 def _export(args: argparse.Namespace, context: Context) -> int:
-    position = auditexport.kept_position(args.position) if args.position else 0
+    marks = _marks(args.position, context) if args.position else []
+    position = marks[0].id if marks else 0
     if args.since is not None:
         position = max(position, auditexport.position_at(context, args.since))
-    mark = _Mark(args.position, position)
+    file = auditexport.file_of(context)
+    with closing(
+        auditexport.Syslog(args.syslog) if args.syslog else auditexport.Printed(at_once=args.follow)
+    ) as target:
+        trail = _Trail(args.position, marks, target)
 
-    def follow() -> bool:
-        mark.keep()
-        return bool(args.follow)
+        def follow() -> bool:
+            trail.keep()
+            if auditexport.file_of(context) != file:
+                raise StorageError("the database was replaced meanwhile", hint="start this command again")
+            return bool(args.follow)
 
-    with mark, auditexport.Syslog(args.syslog) if args.syslog else nullcontext() as syslog:
-        for row in auditexport.lines(context, position, follow):
-            if syslog is not None:
-                syslog.send(row)
-            else:
-                print(json.dumps(auditexport.as_json(row), ensure_ascii=False), flush=args.follow)
-            mark.reached(row.id)
+        try:
+            for row in auditexport.lines(context, position, follow):
+                target.send(row)
+                trail.reached(row)
+        except BaseException:
+            trail.leave()
+            raise
+        trail.finish()
     return 0
 
 
-class _Mark:
+def _marks(path: Path, context: Context) -> list[auditexport.Mark]:
+    """Where it goes on. What is no line of this log is said, and no reason to pass over others."""
+    noted = auditexport.kept_marks(path)
+    found = auditexport.still_true(context, noted)
+    if noted and found[:1] != noted[:1]:
+        where = f"what comes after line {found[0].id}" if found else "all of it"
+        print(
+            f"ca-proxy: warning: {path} says line {noted[0].id}, which this audit log does not have, or not so: "
+            f"was the database restored? {where} is given, some of it perhaps once more",
+            file=sys.stderr,
+        )
+    return found
+
+
+class _Trail:
     """How far it came, in a file now and then: after a crash some lines come twice, and none is missing."""
 
-    def __init__(self, path: Path | None, position: int) -> None:
+    def __init__(
+        self,
+        path: Path | None,
+        marks: list[auditexport.Mark],
+        target: auditexport.Syslog | auditexport.Printed,
+    ) -> None:
         self._path = path
-        self._kept = self._position = position
+        self._marks = marks
+        self._target = target
+        self._count = 0
+        self._row: Any = None  # the last one that was sent
+        self._settled: Any = None  # the last one that was sent before the target was known to be there
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, *_: object) -> None:
-        self.keep()
-
-    def reached(self, position: int) -> None:
-        self._position = position
-        if position - self._kept >= EVERY:
+    def reached(self, row: Any) -> None:
+        self._row = row
+        self._count += 1
+        if self._count >= EVERY:
             self.keep()
 
     def keep(self) -> None:
-        if self._path is not None and self._position != self._kept:
-            auditexport.keep_position(self._path, self._position)
-            self._kept = self._position
+        self._target.settle()
+        self._note(self._settled if self._target.lags else self._row)
+        self._settled, self._count = self._row, 0
+
+    def finish(self) -> None:
+        self._target.finish()
+        self._note(self._row)
+
+    def leave(self) -> None:
+        """It failed or is ended: notes what is certain."""
+        if not self._target.lags:
+            with suppress(Error, OSError):
+                self.keep()
+
+    def _note(self, row: Any) -> None:
+        if self._path is None or row is None or (self._marks and self._marks[0].id == row.id):
+            return
+        self._marks = auditexport.with_mark(self._marks, row)
+        auditexport.keep_marks(self._path, self._marks)

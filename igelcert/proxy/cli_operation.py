@@ -273,7 +273,8 @@ def _roll(_args: argparse.Namespace, output: Output, context: Context) -> int:
     rollover.roll(context)
     behind = rollover.lagging(context)
     output.line(f"a new management CA is trusted beside the old one; {behind} have yet to hear of it")
-    output.line(f"devices registered from now on need the new {context.data / 'trust.pem'}")
+    output.line(f"new devices are given the new {context.data / 'trust.pem'}, which holds both CAs;")
+    output.line("one that has the old one, or its fingerprint, registers until the old CA is retired")
     output.line("next: ca-proxy management-ca switch")
     return 0
 

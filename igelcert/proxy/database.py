@@ -30,6 +30,8 @@ BUSY_SECONDS = 10
 CONNECTIONS = 20
 WRITER = 0x6967_656C  # the advisory lock of who writes alone
 READ_ONLY = "25006"
+PROBE = "probe"  # in meta: when somebody last looked whether this can be written
+PROBE_SECONDS = 5.0
 
 
 _META = sa.select(schema.meta.c.value).where(schema.meta.c.key == sa.bindparam("name"))
@@ -78,6 +80,9 @@ class Database:
         self._local = threading.local()
         self._writer = threading.Lock()
         self._writing = None if self.shared else Writing(self.engine.begin)
+        self._probing = threading.Lock()
+        self._writable_until = 0.0  # by the monotonic clock
+        self._trouble: StorageError | None = None  # of the last look
 
     def __repr__(self) -> str:
         return f"<Database {self.engine.dialect.name}>"
@@ -135,6 +140,26 @@ class Database:
         """For one statement that writes and holds by itself: on PostgreSQL in one round trip."""
         return self._statement()
 
+    def check_writable(self) -> None:
+        """StorageError when nothing can be written now. What was written counts for PROBE_SECONDS, unless something else
+        fails meanwhile; who asks while another looks is told what was seen last."""
+        if time.monotonic() < self._writable_until:
+            return
+        if not self._probing.acquire(blocking=False):
+            if self._trouble is not None:
+                raise self._trouble
+            return
+        try:
+            with self.single() as connection:
+                # another value each time: SQLite writes nothing when all is as it was
+                self.put_meta(connection, PROBE, str(time.time_ns()))
+            self._writable_until, self._trouble = time.monotonic() + PROBE_SECONDS, None
+        except StorageError as err:
+            self._trouble = err
+            raise
+        finally:
+            self._probing.release()
+
     @contextmanager
     def _statement(self) -> Iterator[sa.Connection]:
         writing = self._writing.part(single=True) if self._writing is not None else self._reader.begin()
@@ -150,12 +175,14 @@ class Database:
         except DatabaseError as err:
             raise self._refused(err) from None
         except sa.exc.TimeoutError:
+            self._writable_until = 0.0
             raise StorageError(
                 "the database cannot be used now: all connections to it are busy",
                 hint="is it slow? database_connections in proxy.toml allows more",
             ) from None
 
     def _refused(self, err: DatabaseError) -> StorageError:
+        self._writable_until = 0.0  # perhaps: it is to be looked at
         text = str(err.orig).partition("\n")[0]
         if getattr(err.orig, "sqlstate", None) == READ_ONLY:
             self.engine.dispose()  # after a failover the next connection may find the one that takes changes

@@ -263,7 +263,9 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
     csr = _management_csr(body, unit_id)
     spki = hashlib.sha256(csr.spki).hexdigest()
     with context.db.begin() as connection:
-        _spend(connection, token, unit_id, spki)
+        again = _spend(connection, token, unit_id, spki)
+        if again and (answer := _issued(context, connection, unit_id, spki)):
+            return answer
         # whoever holds an older identity of this device is no longer it
         ended = connection.execute(
             management_certificates.delete().where(
@@ -271,6 +273,7 @@ def register(context: Context, body: Mapping[str, Any]) -> dict[str, Any]:
             )
         ).rowcount
         answer = _issue(context, connection, unit_id, csr.spki)
+        answer["ca"] = rollover.standing(context).to_register
         moment = now()
         connection.execute(
             devices.update()
@@ -447,8 +450,8 @@ def _management_csr(body: Mapping[str, Any], unit_id: str) -> pkcs10.Certificati
     return csr
 
 
-def _spend(connection: sa.Connection, token: str, unit_id: str, spki: str) -> None:
-    """Marks the token used, or says why it does not count (401)."""
+def _spend(connection: sa.Connection, token: str, unit_id: str, spki: str) -> bool:
+    """Marks the token used, or says why it does not count (401). Is it the request again that it was used for?"""
     digest = hashlib.sha256(token.encode()).hexdigest()
     row = connection.execute(sa.select(tokens).where(tokens.c.token_sha256 == digest)).one_or_none()
     if row is None:
@@ -459,19 +462,35 @@ def _spend(connection: sa.Connection, token: str, unit_id: str, spki: str) -> No
     if row.used_at is not None:
         again = row.used_spki_sha256 == spki and moment - row.used_at <= TOKEN_REPEAT
         if again:
-            return
+            return True
         raise _not_counted("this registration token was used already")
     if moment >= row.expires:
         raise _not_counted("this registration token has expired")
     connection.execute(
         tokens.update().where(tokens.c.token_sha256 == digest).values(used_at=moment, used_spki_sha256=spki)
     )
+    return False
 
 
 def _not_counted(text: str) -> Error:
     return RemoteProtocolError(
         f"{text}; an administrator makes a new one with `ca-proxy device token`", status_hint=401
     )
+
+
+def _issued(context: Context, connection: sa.Connection, unit_id: str, spki: str) -> dict[str, Any] | None:
+    """The answer to a registration once more: with the certificate of the first, if its CA still issues."""
+    mine = management_certificates.c
+    query = sa.select(management_certificates).where(
+        mine.unit_id == unit_id,
+        mine.spki_sha256 == spki,
+        mine.ca == rollover.issuing(context, connection).number,
+        mine.not_after > now(),
+    )
+    row = connection.execute(query.order_by(mine.not_before.desc()).limit(1)).one_or_none()
+    if row is None:
+        return None
+    return _answer(crypto.parse_certificate(row.certificate), rollover.standing(context).to_register)
 
 
 def _issue(context: Context, connection: sa.Connection, unit_id: str, spki: bytes) -> dict[str, Any]:
@@ -497,9 +516,8 @@ def _issue(context: Context, connection: sa.Connection, unit_id: str, spki: byte
             management_certificates.c.unit_id == unit_id, management_certificates.c.not_after < now()
         )
     )
-    return {
-        "certificate": cert.pem(),
-        "ca": rollover.standing(context).with_cross,
-        "not_after": cert.not_after,
-        "serial": cert.serial_hex,
-    }
+    return _answer(cert, rollover.standing(context).with_cross)
+
+
+def _answer(cert: crypto.Certificate, cas: str) -> dict[str, Any]:
+    return {"certificate": cert.pem(), "ca": cas, "not_after": cert.not_after, "serial": cert.serial_hex}

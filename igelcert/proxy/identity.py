@@ -13,14 +13,15 @@ from functools import lru_cache
 from typing import Any
 
 from .. import crypto
-from ..errors import CryptoError, RemoteProtocolError
-from . import devices, enrollments
+from ..codec.http import plain_line
+from ..errors import CryptoError, Error, RemoteProtocolError
+from . import devices, enrollments, rollover
 from .addresses import among, is_ip
 from .context import Context
 from .database import now
 from .devices import Device
 
-__all__ = ["Client", "address_of", "client_of", "is_frontend"]
+__all__ = ["Client", "address_of", "client_of", "is_frontend", "named"]
 
 DATES_KEPT = 16_384  # certificates, of less than a kilobyte each
 
@@ -59,12 +60,24 @@ class Client:
         return found, crypto.parse_certificate(self.certificate)
 
 
+def named(context: Context, environ: Mapping[str, Any]) -> str:
+    """For the log: the unit ID in the management certificate that a client came with, as TLS has proven it; "-" without.
+    That certificate may count no more: of a removed device, or from after the backup that was restored."""
+    try:
+        certificate = _certificate(context, environ)
+        if certificate is None:
+            return "-"
+        cert = crypto.parse_certificate(certificate)
+        at = max(cert.not_before, min(now(), cert.not_after))
+        crypto.verify_chain(cert.der, [], rollover.standing(context).roots, at, purpose="client")
+    except Error:
+        return "-"
+    return plain_line(cert.cn, 64) or "-"
+
+
 def client_of(context: Context, environ: Mapping[str, Any]) -> Client:
     """The client of a request; RemoteProtocolError for a header that cannot be read or a certificate out of date."""
-    if is_frontend(context, str(environ.get("REMOTE_ADDR", ""))):
-        certificate = _from_header(str(environ.get("HTTP_CLIENT_CERT", "")))
-    else:
-        certificate = _from_socket(environ.get("gunicorn.socket"))
+    certificate = _certificate(context, environ)
     if certificate is not None:
         _check_dates(certificate)
     return Client(context, certificate)
@@ -82,6 +95,12 @@ def address_of(context: Context, environ: Mapping[str, Any]) -> str:
         said = str(environ.get("HTTP_X_FORWARDED_FOR", "")).rpartition(",")[2].strip()
         return said if is_ip(said) else remote
     return remote
+
+
+def _certificate(context: Context, environ: Mapping[str, Any]) -> bytes | None:
+    if is_frontend(context, str(environ.get("REMOTE_ADDR", ""))):
+        return _from_header(str(environ.get("HTTP_CLIENT_CERT", "")))
+    return _from_socket(environ.get("gunicorn.socket"))
 
 
 def _from_header(value: str) -> bytes | None:

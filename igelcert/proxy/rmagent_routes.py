@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from flask import Blueprint, Response, g, jsonify, request
@@ -103,4 +104,30 @@ def _object() -> dict[str, Any]:
         raise RemoteProtocolError(f"the body cannot be read: {err}") from None
     if not isinstance(body, dict):
         raise RemoteProtocolError("the body is not a JSON object")
+    if not all(map(_is_storable, _texts(body))):
+        raise RemoteProtocolError(
+            "the body holds a text with NUL or with half a character (a lone surrogate)"
+        )
     return body
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Every text in a JSON value, keys as well; a stranger's nesting costs no stack."""
+    rest = [value]
+    while rest:
+        each = rest.pop()
+        if isinstance(each, str):
+            yield each
+        elif isinstance(each, dict):
+            rest += each
+            rest += each.values()
+        elif isinstance(each, list):
+            rest += each
+
+
+def _is_storable(text: str) -> bool:
+    """Is it text to hashes and databases, too?"""
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

@@ -76,13 +76,25 @@ class Standing:
 
     @property
     def with_cross(self) -> str:
-        """PEM for a device that registers or renews: it may trust the CA before alone."""
+        """PEM for a device that renews: it may trust the CA before alone."""
         return self.pem + (_pem(self.cross) if self.cross else "")
+
+    @property
+    def to_register(self) -> str:
+        """PEM for a device that registers, with the old trust.pem or the new one. While the CA before counts, the new
+        root is not in it, as in `behind`: devices that check their certificate by what they trusted before alone would
+        take it for the end of the chain. They take it over at their first run."""
+        if not self.cross:
+            return self.pem
+        return "".join(_pem(der) for der in (*self.roots, self.cross) if not self._issues(der))
+
+    def _issues(self, der: bytes) -> bool:
+        return hashlib.sha256(der).hexdigest() == self.issuer
 
     @property
     def root(self) -> x509.Certificate:
         """Of the CA that issues."""
-        found = next(der for der in self.roots if hashlib.sha256(der).hexdigest() == self.issuer)
+        found = next(der for der in self.roots if self._issues(der))
         return x509.load_der_x509_certificate(found)
 
     @property

@@ -509,6 +509,40 @@ def test_no_address_that_is_everybodys(gate: Proxy, device: Device, address: str
     assert code == 400 and b"no address of one device" in answer
 
 
+@pytest.mark.parametrize("bad", ["\ud800", "a\0b"], ids=["lone surrogate", "NUL"])
+def test_what_is_no_text(gate: Proxy, device: Device, bad: str) -> None:
+    """JSON can escape what neither UTF-8 nor PostgreSQL have."""
+    strange = {"token": bad, "unit_id": bad, "csr": bad}
+    bodies: list[tuple[str, dict[str, Any], Device | None]] = [("register", strange, None)]
+    bodies += [
+        ("report", more, device)
+        for more in (
+            {"trust": bad},
+            {"hostname": bad},
+            {"ips": [bad]},
+            {"certs": [{"friendly_name": bad, "error": bad}]},
+            {bad: [{"x": 1}]},
+        )
+    ]
+    for path, body, client in bodies:
+        code, _, answer = gate.ask("POST", f"/rmagent/{path}", json.dumps(body).encode(), client=client)
+        assert code == 400 and "NUL or with half a character" in plain(answer), (body, answer)
+    raw = b'{"trust": "\xed\xa0\x80"}'
+    assert gate.ask("POST", "/rmagent/report", raw, client=device)[0] == 400
+    assert "Traceback" not in gate.log()
+
+
+def test_who_is_not_known_any_more_is_named(gate: Proxy, tmp_path: Path) -> None:
+    """As after a restore: the certificate is the proxy's own, so its log can say whose. The device hears why, too."""
+    device = gate.device(tmp_path / "gone", "GONE-1", "tc-gone")
+    gate.cli("device", "remove", "--unit-id", "GONE-1")
+    device.sync(code=1)
+    assert re.search(r"WARNING 127\.0\.0\.1 GONE-1: this device is not known to the proxy", gate.log())
+    done = run("igel-certs", "doctor", "--root", device.root)
+    assert "answers 403: this device is not known to the proxy" in done.stdout
+    assert "rmagent register with a new token" in done.stdout
+
+
 def test_one_device_cannot_speak_for_another(gate: Proxy, device: Device, tmp_path: Path) -> None:
     """Nor can it have what it reports decide over more than itself."""
     body = {"unit_id": "OTHER", "hostname": "tc-good", "ips": []}

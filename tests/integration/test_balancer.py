@@ -78,7 +78,7 @@ def test_who_is_refused_stands_in_the_log_with_its_address(gate: Proxy, tmp_path
     gone = gate.device(tmp_path / "root", "GONE", "tc-gone")
     gate.cli("device", "remove", "--unit-id", "GONE")
     assert ask(gate, gone, HERE, BALANCER).startswith(b"HTTP/1.1 403 ")
-    assert "WARNING 203.0.113.9 -: this device is not known" in gate.log()
+    assert "WARNING 203.0.113.9 GONE: this device is not known" in gate.log()
 
 
 @pytest.mark.peers

@@ -130,6 +130,7 @@ def test_read_only(gate: Proxy, ca: SlowCa, postgres: Cluster, members: list[Mem
             refused(request(gate, members[0], csr), start)
             assert gate.ask("GET", SETTINGS, client=(members[0].pem, members[0].pem))[0] == 200
             assert "the database takes no changes now" in gate.log()
+            assert gate.admin("/readyz")[0] == 503 and gate.admin("/healthz")[0] == 200
     works(gate, members[0], csr)
 
 

@@ -243,6 +243,41 @@ def test_the_management_ca_is_changed_while_devices_enroll(ca: SlowCa, tmp_path:
         assert len(rows) == 2
 
 
+@pytest.mark.parametrize("given", ["file", "fingerprint"])
+def test_who_trusts_the_old_ca_registers_until_it_is_retired(ca: SlowCa, tmp_path: Path, given: str) -> None:
+    """An image carries the old file, or its fingerprint."""
+    with proxy(tmp_path / "data") as gate:
+        use(gate, ca)
+        (old,) = trusted(gate.data / "trust.pem")
+        (tmp_path / "old.pem").write_bytes(old.public_bytes(Encoding.PEM))
+        digest = hashlib.sha256(old.public_bytes(Encoding.DER)).hexdigest()
+        option = ("--ca-file", tmp_path / "old.pem") if given == "file" else ("--ca-fingerprint", digest)
+
+        def registered(unit: str) -> Device:
+            made = gate.device(tmp_path / unit, unit, f"tc-{unit}", register=False)
+            where = ("--root", made.root, "--server", gate.url, "--token-file", tmp_path / f"{unit}.token")
+            ok("rmagent", "register", *where, *option)
+            return made
+
+        assert "old one, or its fingerprint" in gate.cli("management-ca", "roll")
+        made = [registered("A1")]
+        shown = server_certificate(gate)
+        gate.cli("management-ca", "switch", "--now")
+        until(lambda: server_certificate(gate) != shown)
+        made.append(registered("A2"))
+        assert issuers(made[0]) != issuers(made[1])
+        for step in ("", "retire"):
+            if step:
+                until(lambda: _state(gate)["waits_for"]["count"] == 0)
+                gate.cli("management-ca", step)
+            for device in made:
+                device.sync()
+                device.sync()  # the answer to a renewal brings the way between the CAs, and the next run ends that
+                own = set(trusted(device.agent / "trust-store/cacerts.pem"))
+                assert own == set(trusted(gate.data / "trust.pem"))
+        assert issuers(made[0]) == issuers(made[1])
+
+
 def _state(gate: Proxy) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(gate.cli("management-ca", "show", "--json"))
     return found

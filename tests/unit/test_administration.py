@@ -28,6 +28,7 @@ from igelcert.proxy import (
     renewals,
 )
 from igelcert.proxy.admin import accounts, sessions
+from igelcert.proxy.app import make_admin_app
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import Database, now
 from igelcert.proxy.schema import certificates as certificate_table
@@ -596,3 +597,33 @@ def test_an_older_database_keeps_its_administrator_and_certificates(empty: Datab
         assert db.meta("admin_password") == ""
         account = connection.exec_driver_sql("SELECT name, role, must_change FROM accounts").one()
         assert tuple(account) == ("admin", "admin", True)
+
+
+def test_tokens_that_do_not_count_are_noted(
+    context: Context, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By address, so many and no more; who has one that counts is let in all the same, and so is who logs in."""
+    caplog.set_level("INFO", "igelcert.proxy")
+    monkeypatch.setattr(accounts, "ADDRESS_FAILURES", 3)
+    client = make_admin_app(context).test_client()
+    good = accounts.make_token(context, "monitor", "viewer").secret
+
+    def asked(secret: str, **more: Any) -> int:
+        headers = {"Authorization": f"Bearer {secret}"} if secret else {}
+        answer = client.get("/api/v1/devices", headers=headers, **more)
+        assert (answer.status_code == 429) == ("Retry-After" in answer.headers)
+        return answer.status_code
+
+    assert asked("") == 401 and not [each for each in caplog.records if each.levelname == "WARNING"]
+    assert [asked("igct_wrong-one") for _ in range(5)] == [401, 401, 401, 429, 429]
+    assert asked(good) == 200
+    assert asked("igct_wrong-one", environ_base={"REMOTE_ADDR": "192.0.2.7"}) == 401
+    with pytest.raises(accounts.LoginRefused, match="is wrong"):
+        accounts.log_in(context, "somebody", "something", "127.0.0.1")
+    said = [each.getMessage() for each in caplog.records]
+    assert sum("a token that does not count" in each for each in said) == 4
+    assert any(each.startswith("127.0.0.1 - GET /api/v1/devices 401 ") for each in said)
+    assert any(each.startswith("127.0.0.1 - GET /api/v1/devices 429 ") for each in said)
+    noted = audit.listing(context, action="token refused").items
+    assert [row.actor for row in noted] == ["192.0.2.7", *["127.0.0.1"] * 3]
+    assert "wrong-one" not in "".join(said) + "".join(row.detail for row in noted)

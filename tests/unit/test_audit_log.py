@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sqlalchemy as sa
@@ -93,6 +96,52 @@ def test_lines_come_once_and_in_their_order(
     assert main(args) == 1 and "holds no position" in capsys.readouterr().err
 
 
+def exported(args: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[list[str], str]:
+    """Actions of the lines, and stderr."""
+    assert main(args) == 0
+    said = capsys.readouterr()
+    return [json.loads(line)["action"] for line in said.out.splitlines()], said.err
+
+
+def test_after_a_restore_lines_come_twice_and_none_is_missing(
+    stores: Stores, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The ids begin again where the backup ended: a position in them says nothing of what was given away."""
+    position = tmp_path / "position"
+    args = ["audit", "--lines", "--position", str(position), "--data"]
+    with stores.fresh("sqlite", tmp_path / "before") as context:
+        write(context, *(f"a {number}" for number in range(30)))
+        assert len(exported([*args, str(context.data)], capsys)[0]) == 31
+        shutil.copytree(context.data, tmp_path / "after")
+        write(context, *(f"lost {number}" for number in range(10)))
+        for _ in range(10):
+            write(context, "lost")
+            exported([*args, str(context.data)], capsys)
+    context = Context.open(tmp_path / "after")
+    write(context, *(f"new {number}" for number in range(15)))
+    context.db.close()
+    found, said = exported([*args, str(context.data)], capsys)
+    assert "was the database restored?" in said and str(position) in said and said.count("\n") == 1
+    assert found[-15:] == [f"new {number}" for number in range(15)]
+    assert len(found) < 45, "the position is known near where the logs part"
+    assert exported([*args, str(context.data)], capsys) == ([], "")
+
+
+@pytest.mark.parametrize("noted", ["99999999999", "2", f"1 {'0' * 32}", ""])
+def test_positions_of_before_and_of_elsewhere(
+    context: Context, tmp_path: Path, capsys: pytest.CaptureFixture[str], noted: str
+) -> None:
+    write(context, "one", "two")
+    (tmp_path / "position").write_text(f"{noted}\n")
+    args = ["audit", "--data", str(context.data), "--lines", "--position", str(tmp_path / "position")]
+    if not noted:
+        assert main(args) == 1 and "holds no position" in capsys.readouterr().err
+        return
+    found, said = exported(args, capsys)
+    assert (found, said) == (["two"], "") if noted == "2" else len(found) == 3 and "all of it" in said
+    assert exported(args, capsys) == ([], "")
+
+
 @pytest.mark.peers
 def test_a_line_that_is_not_seen_yet_is_waited_for(shared: Context, monkeypatch: pytest.MonkeyPatch) -> None:
     """On PostgreSQL a later id may be committed first; whoever went on behind it would never see the other."""
@@ -172,6 +221,90 @@ def test_to_syslog_by_tcp(context: Context) -> None:
         del got[: len(size) + 1 + int(size)]
     assert len(texts) == 2
     check(texts[1], "device add")
+
+
+class Listener(threading.Thread):
+    """A syslog server over TCP that reads so many octets and ends."""
+
+    def __init__(self, server: socket.socket) -> None:
+        super().__init__(daemon=True)
+        self.server = server
+        self.got = bytearray()
+        self.begun, self.leave = threading.Event(), threading.Event()
+        self.start()
+
+    def run(self) -> None:
+        client, _ = self.server.accept()
+        with client:
+            client.settimeout(0.02)
+            while not self.leave.is_set():
+                try:
+                    part = client.recv(4096)
+                except TimeoutError:
+                    continue
+                if not part:
+                    break
+                self.got += part
+                self.begun.set()
+        self.server.close()
+
+    def actions(self) -> list[str]:
+        return [each.decode() for each in re.findall(rb' "action": "([^"]*)"', bytes(self.got))]
+
+
+@pytest.mark.parametrize("unseen", [False, True], ids=["seen before the write", "not seen before it"])
+def test_a_tcp_server_that_goes_away_misses_nothing(
+    stores: Stores,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    unseen: bool,
+) -> None:
+    """A write to a connection that the other end has closed succeeds. Its position must not count."""
+    monkeypatch.setattr(auditexport, "LOOK_SECONDS", 0.05)
+    with stores.fresh("sqlite", tmp_path / "data") as context:
+        first = Listener(socket.create_server(("127.0.0.1", 0)))
+        port = first.server.getsockname()[1]
+        args = ["audit", "--data", str(context.data), "--position", str(tmp_path / "position")]
+        args += ["--syslog", f"tcp:127.0.0.1:{port}"]
+        ended: list[int] = []
+        look = auditexport.Syslog._look
+        blind = threading.Event()
+        monkeypatch.setattr(
+            auditexport.Syslog, "_look", lambda self: None if blind.is_set() and _sending() else look(self)
+        )
+        follows = threading.Thread(target=lambda: ended.append(main([*args, "--follow"])), daemon=True)
+        follows.start()
+        assert first.begun.wait(10)
+        if unseen:
+            blind.set()
+        else:
+            first.leave.set()
+            first.join(10)
+        if unseen:
+            # it goes between the look and the write: nothing of it is known until afterwards
+            send = auditexport.Syslog.send
+
+            def late(self: auditexport.Syslog, row: Any) -> None:
+                first.leave.set()
+                first.join(10)
+                send(self, row)
+
+            monkeypatch.setattr(auditexport.Syslog, "send", late)
+        write(context, "after it went")
+        follows.join(20)
+        assert ended == [75] and "does not take the audit log" in capsys.readouterr().err
+        monkeypatch.undo()
+        second = Listener(socket.create_server(("127.0.0.1", port)))
+        assert main(args) == 0
+        second.join(10)
+        assert "after it went" not in first.actions() and second.actions()[-1] == "after it went"
+        assert main([*args[:5], "--lines"]) == 0 and capsys.readouterr().out == ""
+
+
+def _sending() -> bool:
+    """Is it `send` that looks?"""
+    return sys._getframe(2).f_code.co_name == "send"
 
 
 def test_a_syslog_that_is_away_loses_nothing(

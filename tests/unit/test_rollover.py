@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,12 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from igelcert import crypto
+from igelcert.codec.pem import decode_pem
 from igelcert.errors import ConflictError
 from igelcert.proxy import devices, rollover
 from igelcert.proxy.context import Context
-from igelcert.proxy.schema import management_cas
+from igelcert.proxy.schema import management_cas, management_certificates
 
 KEY = ec.generate_private_key(ec.SECP256R1())
 
@@ -46,6 +49,42 @@ def report(context: Context, unit: str, certificate: bytes) -> None:
     device = devices.get(context, unit)
     assert device is not None
     devices.report(context, device, {"trust": rollover.standing(context).trust}, certificate)
+
+
+@pytest.mark.parametrize("trusted", ["old", "new", "both"])
+def test_a_device_registers_with_whatever_it_trusts(context: Context, trusted: str) -> None:
+    """Device programs of before check their certificate by what they were given to trust, and not by the answer."""
+    old = rollover.standing(context).roots
+    rollover.roll(context)
+    for step in (None, rollover.switch):
+        if step is not None:
+            step(context, now_=True)
+        roots = rollover.standing(context).roots
+        anchors = {"old": old, "new": [roots[-1]], "both": roots}[trusted]
+        if step is None and trusted == "new":
+            continue
+        unit = f"A{context.management_ca.number}{len(roots)}{step is None}"
+        token = devices.add(context, unit).token
+        answer = devices.register(context, {"token": token, "unit_id": unit, "csr": csr(unit)})
+        leaf = decode_pem(answer["certificate"].encode())[0]
+        crypto.verify_chain(leaf, decode_pem(answer["ca"].encode()), anchors, int(time.time()), partial=True)
+
+
+def test_a_registration_that_comes_again_issues_nothing(context: Context) -> None:
+    """The device had no use for the answer, or never got it."""
+    token = devices.add(context, "A1").token
+    body = {"token": token, "unit_id": "A1", "csr": csr("A1")}
+    first = devices.register(context, body)
+    assert devices.register(context, body) == first
+    with context.db.read() as connection:
+        assert len(connection.execute(management_certificates.select()).all()) == 1
+    assert states(context) == [("issuing", 1)]
+    rollover.roll(context)
+    rollover.switch(context, now_=True)
+    again = devices.register(context, body)
+    assert again["certificate"] != first["certificate"]
+    assert states(context) == [("leaving", 0), ("issuing", 1)], "it is from the CA that issues now"
+    assert rollover.lagging(context).count == 0
 
 
 def states(context: Context) -> list[tuple[str, int]]:

@@ -30,6 +30,7 @@ __all__ = [
     "listing",
     "log_in",
     "make_token",
+    "refuse_token",
     "remove",
     "remove_token",
     "reset_password",
@@ -44,6 +45,8 @@ TOKEN_PREFIX = "igct_"  # noqa: S105 - so that a scanner of leaked secrets can k
 TOKEN_DAYS_MAX = 3650
 WINDOW = 900  # seconds over which failures are counted
 ACCOUNT_FAILURES, ADDRESS_FAILURES = 5, 20
+# the account of what fails by a token: no login can name it, as names lose the space at their end
+TOKEN = "a token "  # noqa: S105 - no secret
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 _hasher = PasswordHasher()
 
@@ -247,9 +250,14 @@ def _wait(context: Context, name: str, address: str, moment: int) -> int:
     """Seconds until one of the failures that are too many is old."""
     recent = sa.select(login_failures.c.at).where(login_failures.c.at > moment - WINDOW)
     mine = recent.where(login_failures.c.account == name, login_failures.c.address == address[:64])
-    theirs = recent.where(login_failures.c.address == address[:64])
+    theirs = recent.where(login_failures.c.account != TOKEN, login_failures.c.address == address[:64])
+    return _until_old(context, moment, (mine, ACCOUNT_FAILURES), (theirs, ADDRESS_FAILURES))
+
+
+def _until_old(context: Context, moment: int, *limits: tuple[Any, int]) -> int:
+    """Seconds until one of the failures is old where they are too many. limits: times of failures, and how many may be."""
     with context.db.read() as connection:
-        for query, most in ((mine, ACCOUNT_FAILURES), (theirs, ADDRESS_FAILURES)):
+        for query, most in limits:
             newest = (
                 connection.execute(query.order_by(login_failures.c.at.desc()).limit(most)).scalars().all()
             )
@@ -326,6 +334,24 @@ def who_has(context: Context, secret: str) -> ApiToken | None:
                 api_tokens.update().where(api_tokens.c.sha256 == row.sha256).values(last_used=moment)
             )
     return ApiToken(row.name, row.role, row.created, row.expires, row.last_used)
+
+
+def refuse_token(context: Context, address: str) -> int:
+    """Notes that a token did not count. Seconds until another one from there is noted, 0 when this one was: a token that
+    counts always does, so that nobody is locked out who shares the address."""
+    moment = now()
+    recent = sa.select(login_failures.c.at).where(
+        login_failures.c.at > moment - WINDOW,
+        login_failures.c.account == TOKEN,
+        login_failures.c.address == address[:64],
+    )
+    if wait := _until_old(context, moment, (recent, ADDRESS_FAILURES)):
+        return wait
+    with context.db.begin() as connection:
+        connection.execute(login_failures.delete().where(login_failures.c.at < moment - WINDOW))
+        connection.execute(login_failures.insert().values(at=moment, account=TOKEN, address=address[:64]))
+        Database.record(connection, address, "token refused", "it is not known here, or has expired")
+    return 0
 
 
 def _digest(secret: str) -> str:

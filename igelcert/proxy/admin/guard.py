@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from . import accounts, sessions
 from .sessions import Session
 
 __all__ = ["Caller", "address", "bearer", "browser", "is_secure", "protect", "stand_as"]
+
+log = logging.getLogger("igelcert.proxy")
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -45,12 +48,17 @@ class Caller:
 
 
 def bearer(context: Context) -> Caller | None:
-    """The program whose token the request carries."""
+    """The program whose token the request carries; LoginRefused when that does not count."""
     scheme, _, secret = request.headers.get("Authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         return None
     found = accounts.who_has(context, secret.strip())
-    return Caller(f"token {found.name}", found.role) if found is not None else None
+    if found is not None:
+        return Caller(f"token {found.name}", found.role)
+    if wait := accounts.refuse_token(context, address(context)):
+        raise accounts.LoginRefused("too many tokens that do not count came from this address", wait)
+    log.warning("%s -: a token that does not count: it is not known here, or has expired", address(context))
+    raise accounts.LoginRefused("this token does not count: it is not known here, or has expired")
 
 
 def browser(context: Context) -> Caller | None:

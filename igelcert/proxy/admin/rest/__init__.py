@@ -12,6 +12,7 @@ from ....errors import ConflictError, SettingsError
 from ....settings import load_json
 from ...context import Context
 from .. import guard
+from ..accounts import LoginRefused
 from ..schemas import Schema, check, ref
 from . import ca, devices, profiles, records, renewals
 from .errors import failure
@@ -49,11 +50,12 @@ def make(context: Context) -> Blueprint:
 
 def _route(context: Context, operation: Operation) -> Callable[..., Response]:
     def answer(**path: str) -> Response:
-        caller = guard.bearer(context)
+        try:
+            caller = guard.bearer(context)
+        except LoginRefused as err:
+            return _not_let_in(str(err), err.retry_after)
         if caller is None:
-            response = _error(401, "a token is needed: Authorization: Bearer ...", hint="ca-proxy token add")
-            response.headers["WWW-Authenticate"] = 'Bearer realm="ca-proxy"'
-            return response
+            return _not_let_in("a token is needed: Authorization: Bearer ...")
         if operation.changes and not caller.may_change:
             return _error(403, f"{caller.name} is a viewer, who changes nothing")
         try:
@@ -74,6 +76,16 @@ def _route(context: Context, operation: Operation) -> Callable[..., Response]:
         return _json(found, status) if schema is not None else Response(status=status)
 
     return answer
+
+
+def _not_let_in(text: str, retry_after: int = 0) -> Response:
+    if retry_after:
+        response = _error(429, text)
+        response.headers["Retry-After"] = str(retry_after)
+        return response
+    response = _error(401, text, hint="ca-proxy token add")
+    response.headers["WWW-Authenticate"] = 'Bearer realm="ca-proxy"'
+    return response
 
 
 class Unreadable(Exception):

@@ -30,7 +30,13 @@ LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": paging.MAX_LIMIT, "
 OFFSET: Schema = {"type": "integer", "minimum": 0, "maximum": 1_000_000_000, "default": 0}
 PAGED = {"limit": LIMIT, "offset": OFFSET}
 WORD: Schema = {"type": "string", "maxLength": 512, "default": ""}
-COMMON = {400: "malformed", 401: "no token, or none that counts", 413: "too large", 431: "header too large"}
+COMMON = {
+    400: "malformed",
+    401: "no token, or none that counts",
+    413: "too large",
+    429: "too many tokens that do not count",
+    431: "header too large",
+}
 CHANGED = {409: "somebody else changed it meanwhile"}
 
 
