@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from . import cli_database
-from .clitools import Output, UsageError, read_password, when
+from .clitools import Output, UsageError, progress, read_password, when
 from .context import Context
 
 __all__ = ["add_commands"]
@@ -107,7 +107,7 @@ def _backup_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="KEYFILE",
         help="the master key that was kept apart from the backup",
     )
-    cli_database.add_url(made, "--database", "where pg_restore put this proxy's database", required=False)
+    cli_database.add_url(made, "--database", "the PostgreSQL database into which pg_restore put this proxy's", required=False)
     made.set_defaults(function=_restore, opens=False)
 
 
@@ -145,6 +145,8 @@ def _management_commands(commands: Any, common: argparse.ArgumentParser) -> None
 def _backup(args: argparse.Namespace, output: Output, context: Context) -> int:
     from . import backup
 
+    if str(args.file) == "-":
+        raise UsageError("a backup goes into a file, not to stdout")
     passphrase = None if args.without_key else _passphrase(args.passphrase_file, new=True)
     saved = backup.save(context, args.file, passphrase)
     what = f"{saved.devices} devices" if saved.database else "configuration"
@@ -159,7 +161,7 @@ def _backup(args: argparse.Namespace, output: Output, context: Context) -> int:
 def _restore(args: argparse.Namespace, output: Output) -> int:
     from . import backup
 
-    database = cli_database.url_of(args, "--database") if args.database else ""
+    database = cli_database.url_of(args, "--database")
     passphrase = None if args.master_key else _passphrase(args.passphrase_file, new=False)
     saved = backup.restore(args.file, args.data, passphrase, args.master_key, database)
     output.line(f"{args.data}: {saved.devices} devices, as of {when(saved.created)} UTC")
@@ -210,7 +212,7 @@ def _rekey(args: argparse.Namespace, output: Output, context: Context) -> int:
                     return _distribute(output, context)
             rekeying.switch(context)
             for done in rekeying.reseal(context):
-                print(f"{done} sealed anew", end="\r", file=sys.stderr, flush=True)
+                progress(f"{done} sealed anew")
         count = rekeying.drop(context)
         output.line(
             f"secrets are under the key {rekeying.state(context).current}; {count} old key(s) dropped here"

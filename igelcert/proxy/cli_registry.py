@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from . import devices, enrollment_log, inventory, overview, passthrough, profiles, renewals
-from .clitools import Output, count, read_file, when
+from .clitools import Output, count, progress, read_file, when
 from .context import Context
 from .devices import Token
 from .importing import Import, token_sheet
@@ -101,7 +101,7 @@ def _device_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="STATE",
         help="; ".join(f"{name}: {text}" for name, text in inventory.STATES.items()),
     )
-    made.add_argument("--limit", type=int, default=0, metavar="N", help="at most N (default: all)")
+    made.add_argument("--limit", type=count, default=0, metavar="N", help="at most N (default: all)")
     made.add_argument("--json", action="store_true", help="print JSON")
     made = _action(actions, common, "move", _device_move, "put devices into another directory")
     made.add_argument("directory", metavar="/A/B")
@@ -206,7 +206,7 @@ def _device_list(args: argparse.Namespace, output: Output, context: Context) -> 
         text=args.search,
         directory=args.directory,
         state=args.state,
-        limit=max(0, args.limit),
+        limit=args.limit,
     ).items
     if args.json:
         output.json([each.as_json() for each in found])
@@ -232,8 +232,7 @@ def _device_import(args: argparse.Namespace, output: Output, context: Context) -
         raise SettingsError(str(args.file), "is not UTF-8") from None
     sheet = Import(text)
     for done in sheet.check():
-        if sys.stderr.isatty():
-            print(f"\r{done} of {sheet.total} rows", end="", file=sys.stderr, flush=True)
+        progress(f"{done} of {sheet.total} rows")
     if sys.stderr.isatty():
         print(file=sys.stderr)
     made = sheet.write(context)
@@ -376,7 +375,7 @@ def _enrollments(args: argparse.Namespace, output: Output, context: Context) -> 
         found_now = overview.collect(context, unit_id=args.unit_id)
         return _overview(args, output, found_now, args.limit if args.limit > 0 else 10_000_000)
     found = enrollment_log.search(
-        context, text=args.search, unit_id=args.unit_id, state=args.state, limit=max(0, args.limit)
+        context, text=args.search, unit_id=args.unit_id, state=args.state, limit=args.limit
     ).items
     if args.csv:
         for line in enrollment_log.sheet(found):
