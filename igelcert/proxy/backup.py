@@ -83,7 +83,10 @@ def save(context: Context, to: Path, passphrase: str | None) -> Saved:
         raise StorageError(f"cannot write {to}: {err.strerror}") from None
     with context.db.begin() as connection:
         Database.record(
-            connection, actor(), "backup", f"{shown(to.name)}, master key {'in it' if saved.key else 'kept apart'}"
+            connection,
+            actor(),
+            "backup",
+            f"{shown(to.name)}, master key {'in it' if saved.key else 'kept apart'}",
         )
     return saved
 
@@ -253,7 +256,9 @@ def restore(
             rollover.keep_trust(place.path, rollover.standing(context).pem)
             context.db.close()
             with place.db.begin() as connection:
-                Database.record(connection, actor(), "restore", f"{shown(source.name)} of {_date(manifest['created'])}")
+                Database.record(
+                    connection, actor(), "restore", f"{shown(source.name)} of {_date(manifest['created'])}"
+                )
                 connection.execute(schema.sessions.delete())  # who was logged in then is not now
             place.publish()
     return Saved(manifest["created"], found[0], KEY in manifest["sha256"], embedded, found[1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         help="host names or addresses by which devices call this proxy; they stand in its certificate",
     )  # fmt: skip
     cli_database.add_place(init)
-    cli_database.add_url(init, "--database", "a PostgreSQL database instead of the embedded one", required=False)
+    cli_database.add_url(
+        init, "--database", "a PostgreSQL database instead of the embedded one", required=False
+    )
 
     run = _command(
         commands, common, "serve", _serve, "serve devices, and administration on a port of its own"
@@ -163,8 +166,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    started = time.time()
     parser = _parser()
     args = parser.parse_args(argv)
+    args.started = started
     try:
         code = _run(args)
         if sys.stdout is not None:

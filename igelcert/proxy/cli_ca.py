@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import crypto
 from ..codec.pem import decode_pem
-from ..errors import ConflictError
+from ..errors import ConflictError, Error
 from . import ca, cacerts
 from .clitools import Output, UsageError, read_file, read_password, when
 from .context import Context
@@ -20,6 +20,7 @@ from .upstream.config import CaConfig, EstSettings, ScepSettings, clear, load, r
 
 __all__ = ["add_commands"]
 
+PASSING = {"name", "TCP"}  # steps of a test that may hold another time, with nothing changed here
 SET_EST = """\
 Configures the CA: an EST server (RFC 7030), reached with a client certificate.
 
@@ -284,6 +285,8 @@ def _show_scep(scep: ScepSettings, output: Output) -> None:
 
 
 def _test(args: argparse.Namespace, output: Output, context: Context) -> int:
+    if show(context) is None:
+        raise Error("no CA is configured", hint="ca-proxy ca set-est, ca-proxy ca set-scep")
     steps: list[Step] = []
     for step in ca.test(context):
         steps.append(step)
@@ -296,7 +299,9 @@ def _test(args: argparse.Namespace, output: Output, context: Context) -> int:
     if args.json:
         rows = [{"step": s.name, "ok": s.ok, "text": s.text, "hint": s.hint} for s in steps]
         output.json({"ok": good, "steps": rows})
-    return 0 if good else 1
+    if good:
+        return 0
+    return 75 if steps and steps[-1].name in PASSING else 1
 
 
 def _clear(args: argparse.Namespace, output: Output, context: Context) -> int:

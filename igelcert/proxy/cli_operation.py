@@ -107,7 +107,9 @@ def _backup_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="KEYFILE",
         help="the master key that was kept apart from the backup",
     )
-    cli_database.add_url(made, "--database", "the PostgreSQL database into which pg_restore put this proxy's", required=False)
+    cli_database.add_url(
+        made, "--database", "the PostgreSQL database into which pg_restore put this proxy's", required=False
+    )
     made.set_defaults(function=_restore, opens=False)
 
 
@@ -198,7 +200,8 @@ def _rekey(args: argparse.Namespace, output: Output, context: Context) -> int:
 
     if args.show:
         return _rekey_state(output, rekeying.state(context))
-    with rekeying.alone(context):
+    only_here = args.drop or args.add is not None
+    with rekeying.alone(context, None if only_here else args.started):
         if args.add is not None:
             count = rekeying.take_over(context, Sealer.open(args.add))
             output.line(f"{count} new key(s) in {context.data / 'master.key'}")

@@ -14,7 +14,17 @@ from ..codec.http import plain_line
 from ..errors import Error, SettingsError, StorageError
 from ..words import is_text, shown
 
-__all__ = ["Output", "Parser", "UsageError", "count", "duration", "progress", "read_file", "read_password", "when"]
+__all__ = [
+    "Output",
+    "Parser",
+    "UsageError",
+    "count",
+    "duration",
+    "progress",
+    "read_file",
+    "read_password",
+    "when",
+]
 
 MAX_FILE = 4 << 20
 
@@ -40,9 +50,9 @@ class Parser(argparse.ArgumentParser):
     @staticmethod
     def _look_at(action: argparse.Action, word: str) -> None:
         is_file = action.type is Path
-        if not word and (is_file or (
-            action.option_strings and not action.required and action.dest not in EMPTY
-        )):
+        if not word and (
+            is_file or (action.option_strings and not action.required and action.dest not in EMPTY)
+        ):
             raise argparse.ArgumentError(action, "is empty")
         if is_text(word):
             return

@@ -57,7 +57,9 @@ def test_a_file_may_have_any_name(data: Path, tmp_path: Path) -> None:
     file = tmp_path / f"{ODD}.tar"
     assert run("ca-proxy", "backup", file, "--without-key", "--data", data).returncode == 0 and file.exists()
     again = tmp_path / "again"
-    assert run("ca-proxy", "restore", file, "--master-key", data / "master.key", "--data", again).returncode == 0
+    assert (
+        run("ca-proxy", "restore", file, "--master-key", data / "master.key", "--data", again).returncode == 0
+    )
     told = json.loads(ok("ca-proxy", "audit", "--json", "--data", again))
     assert told[0]["detail"].startswith("\\xff\\xfe.tar of 20"), told[0]
     assert r"\xff\xfe.tar, master key" in ok("ca-proxy", "audit", "--data", data)
@@ -66,7 +68,9 @@ def test_a_file_may_have_any_name(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("words", [["--ndes-user", ODD], ["--csrattrs", ODD], ["--est", f"{ODD}:0"]])
 def test_the_lab_takes_text(tmp_path: Path, words: list[str]) -> None:
     done = run("lab-ca", "serve", "--dir", tmp_path / "lab", *words)
-    assert done.returncode == 64 and f"{words[0]} is not UTF-8" in said(done) and not (tmp_path / "lab").exists()
+    assert (
+        done.returncode == 64 and f"{words[0]} is not UTF-8" in said(done) and not (tmp_path / "lab").exists()
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,9 @@ def test_the_lab_takes_text(tmp_path: Path, words: list[str]) -> None:
         ["device", "list", "--limit", "-1"],
     ],
 )
-def test_a_value_that_is_empty_or_none_is_not_passed_over(data: Path, tmp_path: Path, words: list[str]) -> None:
+def test_a_value_that_is_empty_or_none_is_not_passed_over(
+    data: Path, tmp_path: Path, words: list[str]
+) -> None:
     named = [str(tmp_path / word) if word == "NEW" else word for word in words]
     done = subprocess.run(
         [command("ca-proxy"), *named, *([] if "--data" in words else ["--data", data])],
@@ -105,7 +111,8 @@ def test_a_search_for_nothing_finds_all(data: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["audit"], ["audit", "--lines"], ["audit", "--json"], ["device", "list"], ["enrollments", "--csv"]]
+    "words",
+    [["audit"], ["audit", "--lines"], ["audit", "--json"], ["device", "list"], ["enrollments", "--csv"]],
 )
 def test_output_for_which_there_is_no_room(data: Path, words: list[str]) -> None:
     with Path("/dev/full").open("wb") as full:
