@@ -206,6 +206,8 @@ def _placed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> set[st
 
 def _as_typed(err: Error, placed: set[str]) -> str:
     """The error's text; the functions below name options, and some of these are given by their place here."""
+    if isinstance(err, SettingsError) and err.path == "friendly_name":
+        return f"--name: {err.reason}"
     if isinstance(err, SettingsError) and err.path.removeprefix("--").replace("-", "_") in placed:
         return f"{err.path.removeprefix('--')}: {err.reason}"
     return str(err)

@@ -263,7 +263,7 @@ def _show(args: argparse.Namespace, output: Output, context: Context) -> int:
         f"Next        ca-proxy management-ca {step}" + (", when it is time" if step == "roll" else "")
     )
     if behind.count:
-        output.line(f"It waits for  {behind}")
+        output.line(f"It waits for  {behind.named}")
     return 0
 
 
@@ -277,7 +277,8 @@ def _roll(_args: argparse.Namespace, output: Output, context: Context) -> int:
 
     rollover.roll(context)
     behind = rollover.lagging(context)
-    output.line(f"a new management CA is trusted beside the old one; {behind} have yet to hear of it")
+    wait = f"{behind} yet to hear of it" if behind.count else "no device has to hear of it"
+    output.line(f"a new management CA is trusted beside the old one; {wait}")
     output.line(f"devices registered from now on need the new {context.data / 'trust.pem'}")
     output.line("next: ca-proxy management-ca switch")
     return 0
@@ -295,6 +296,12 @@ def _switch(args: argparse.Namespace, output: Output, context: Context) -> int:
 def _retire(args: argparse.Namespace, output: Output, context: Context) -> int:
     from . import rollover
 
-    rollover.retire(context, now_=args.now)
+    behind = rollover.retire(context, now_=args.now)
     output.line("the old management CA counts no more")
+    if behind.count:
+        whom = str(behind.count) + (" devices go" if behind.count != 1 else " device goes")
+        output.line(
+            f"{whom} by it still, and cannot come any more: each needs a new token and the new trust.pem"
+        )
+        output.line(f"as {', '.join(behind.units)}{' …' if behind.count > len(behind.units) else ''}")
     return 0

@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingsError
+from ..errors import ConflictError, SettingsError
 from . import devices, enrollment_log, inventory, overview, passthrough, profiles, renewals
-from .clitools import Output, count, progress, read_file, when
+from .clitools import Output, agree, count, progress, read_file, when
 from .context import Context
 from .devices import Token
 from .importing import Import, token_sheet
@@ -155,9 +155,11 @@ def _profile_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     made.add_argument("--json", action="store_true", help="print JSON")
     made = _action(
-        actions, common, "remove", _profile_remove, "remove a profile; devices then remove its certificates"
-    )
+        actions, common, "remove", _profile_remove,
+        "remove a profile; devices then remove its certificates and their keys, so it asks where some have them",
+    )  # fmt: skip
     made.add_argument("name", metavar="NAME")
+    made.add_argument("--yes", action="store_true", help="do not ask")
     text = (
         "let SCEP clients of the devices through to a SCEP CA, for the certificates of this profile (off by default): "
         "the proxy cannot look into requests that are encrypted for the CA, so what they ask for is up to the CA"
@@ -340,7 +342,11 @@ def _profile_list(args: argparse.Namespace, output: Output, context: Context) ->
 
 
 def _profile_remove(args: argparse.Namespace, output: Output, context: Context) -> int:
-    profiles.remove(context, args.name)
+    try:
+        profiles.remove(context, args.name)
+    except ConflictError as err:
+        agree(args, f"{err}.")
+        profiles.remove(context, args.name, force=True)
     output.line(f"profile {args.name} was removed")
     return 0
 

@@ -18,6 +18,7 @@ __all__ = [
     "Output",
     "Parser",
     "UsageError",
+    "agree",
     "count",
     "duration",
     "progress",
@@ -80,6 +81,16 @@ class Output:
         widths = [max(len(row[i]) for row in [list(heading), *clean]) for i in range(len(heading))]
         for row in [list(heading), *clean]:
             self.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def agree(args: argparse.Namespace, text: str) -> None:
+    """Asks on a terminal before something is gone for good; UsageError where nobody agrees. args.yes: agreed to."""
+    if args.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{text} Nothing was changed", hint="--yes does it without asking")
+    if input(f"{text} Go on? [y/N] ").strip().lower() not in {"y", "yes"}:
+        raise UsageError("nothing was changed")
 
 
 def when(moment: int | None) -> str:
