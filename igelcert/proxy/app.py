@@ -129,7 +129,7 @@ def _is_text(environ: dict[str, Any]) -> bool:
     try:
         environ.get("PATH_INFO", "").encode("latin-1").decode()
         unquote_to_bytes(environ.get("QUERY_STRING", "")).decode()
-    except UnicodeDecodeError:
+    except UnicodeError:
         return False
     return True
 

@@ -96,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         "write what a front end that ends TLS needs: a certificate of the management CA, and whose devices' are",
     )  # fmt: skip
     front.add_argument(
-        "--hostname", nargs="+", required=True, metavar="NAME", help="by which devices call the front end"
+        "--hostname",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="by which devices call the front end, as in their `server`; with another one they say: Hostname mismatch",
     )
     front.add_argument(
         "--to",

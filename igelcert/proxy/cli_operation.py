@@ -32,8 +32,8 @@ BACKUP = """\
 Writes everything that this proxy needs to come back on another machine into one file, while it serves. Secrets
 in the database stay encrypted under the master key.
 
-The master key goes with it, encrypted under a passphrase that is asked for, or is the first line of
---passphrase-file: who has the file and the passphrase has every secret of this proxy. With --without-key it
+The master key goes with it, encrypted under a passphrase of at least 12 characters, which is asked for, or is the
+first line of --passphrase-file: who has the file and the passphrase has every secret of this proxy. With --without-key it
 stays out: keep DIR/master.key elsewhere then, since without it the file is worth nothing. With PostgreSQL the
 file holds configuration and key; the database is saved by pg_dump.
 """
@@ -88,7 +88,7 @@ def _backup_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "--passphrase-file",
         type=Path,
         metavar="F",
-        help="the master key is encrypted under the first line of F",
+        help=f"the master key is encrypted under the first line of F, {PASSPHRASE_LEAST} characters or more",
     )
     which.add_argument("--without-key", action="store_true", help="leave the master key out")
     made.set_defaults(function=_backup, opens=True)
