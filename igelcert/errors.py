@@ -93,3 +93,7 @@ class ConflictError(Error):
 
 class StorageError(Error):
     """Files or the database could not be read or written."""
+
+
+class UnavailableError(StorageError):
+    """The database is away or busy, or another command holds what is needed: worth another try later."""

@@ -93,8 +93,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             code = status(words[1:])
             sys.stdout.flush()
             return code
-        except BrokenPipeError:  # `status | head`; nothing more may go there, at exit neither
+        except OSError as err:  # `status | head`; nothing more may go there, at exit neither
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            if not isinstance(err, BrokenPipeError):
+                print(f"igel-certs: error: cannot write the output: {err.strerror}", file=sys.stderr)
             return 1
     args = _parser().parse_args(words)
     from ..errors import Error

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import Error, StorageError
+from ..words import is_text
 from .authority import Authority
 from .est import EstService, Options
 from .scep import MODES, ScepOptions, ScepService
@@ -210,7 +211,12 @@ def _servers(args: argparse.Namespace) -> list[Server]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    args = _parser().parse_args(argv)
+    parser = _parser()
+    args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        words = [value] if isinstance(value, str) else [value[0]] if isinstance(value, tuple) else []
+        if not all(map(is_text, words)):
+            parser.error(f"--{name.replace('_', '-')} is not UTF-8")
     try:
         run(_servers(args), args.dir)
     except Error as err:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
+from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from flask import Flask, Response, current_app, g, jsonify, request
 from sqlalchemy.exc import SQLAlchemyError
@@ -51,10 +53,13 @@ def make_admin_app(context: Context) -> Flask:
 def _app(name: str, context: Context) -> Flask:
     app = Flask(f"igelcert-{name}", static_folder=None)
     app.url_map.strict_slashes = False
+    app.url_map.merge_slashes = False  # another address, and not one that is answered by a redirection
 
     @app.before_request
     def _start() -> None:
         g.started = time.monotonic()
+        if not _is_text(request.environ):
+            raise RemoteProtocolError("the address of the request is not UTF-8")
 
     @app.after_request
     def _log(response: Response) -> Response:
@@ -130,6 +135,16 @@ def _http_error(err: HTTPException) -> Response:
     if isinstance(err, MethodNotAllowed) and err.valid_methods:
         response.headers["Allow"] = ", ".join(sorted(err.valid_methods))
     return response
+
+
+def _is_text(environ: dict[str, Any]) -> bool:
+    """Octets that are not UTF-8 would come as U+FFFD to who looks at path and query, and be kept so."""
+    try:
+        environ.get("PATH_INFO", "").encode("latin-1").decode()
+        unquote_to_bytes(environ.get("QUERY_STRING", "")).decode()
+    except UnicodeError:
+        return False
+    return True
 
 
 def _loggable(path: str) -> str:

@@ -217,7 +217,10 @@ class Syslog:
             ):
                 self._socket = _connected(kind, host.strip("[]"), int(port))
             else:
-                raise SettingsError("--syslog", f"{target!r} is not a path, udp:HOST:PORT or tcp:HOST:PORT")
+                raise SettingsError(
+                    "--syslog",
+                    f"{target!r} is not the path of a socket from / on, udp:HOST:PORT or tcp:HOST:PORT",
+                )
         except OSError as err:
             raise self._failed(err) from None
 

@@ -15,6 +15,7 @@ import secrets
 import sqlite3
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
 from ..errors import CheckError, ConflictError, SettingsError, StorageError
+from ..words import shown
 from . import rekeying, rollover, schema
 from .audit import actor
 from .context import Context
@@ -81,7 +83,10 @@ def save(context: Context, to: Path, passphrase: str | None) -> Saved:
         raise StorageError(f"cannot write {to}: {err.strerror}") from None
     with context.db.begin() as connection:
         Database.record(
-            connection, actor(), "backup", f"{to.name}, master key {'in it' if saved.key else 'kept apart'}"
+            connection,
+            actor(),
+            "backup",
+            f"{shown(to.name)}, master key {'in it' if saved.key else 'kept apart'}",
         )
     return saved
 
@@ -251,10 +256,20 @@ def restore(
             rollover.keep_trust(place.path, rollover.standing(context).pem)
             context.db.close()
             with place.db.begin() as connection:
-                Database.record(connection, actor(), "restore", f"{source.name} of {manifest['created']}")
+                Database.record(
+                    connection, actor(), "restore", f"{shown(source.name)} of {_date(manifest['created'])}"
+                )
                 connection.execute(schema.sessions.delete())  # who was logged in then is not now
             place.publish()
     return Saved(manifest["created"], found[0], KEY in manifest["sha256"], embedded, found[1])
+
+
+def _date(moment: int) -> str:
+    """RFC 3339; what the manifest of a stranger says may be no date."""
+    try:
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(int(moment)))
+    except (OverflowError, ValueError, OSError):
+        return str(moment)
 
 
 def _bring_up(database: Database, found: str) -> None:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import Error, SettingsError, TransportError
+from ..errors import Error, SettingsError, TransportError, UnavailableError
+from ..words import is_text
 from . import cli_admin, cli_ca, cli_database, cli_operation, cli_registry, cli_renewals
 from .clitools import Output, Parser, UsageError
 from .context import Context
@@ -65,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         help="host names or addresses by which devices call this proxy; they stand in its certificate",
     )  # fmt: skip
     cli_database.add_place(init)
-    cli_database.add_url(init, "--database", "in PostgreSQL instead of the embedded database", required=False)
+    cli_database.add_url(
+        init, "--database", "a PostgreSQL database instead of the embedded one", required=False
+    )
 
     run = _command(
         commands, common, "serve", _serve, "serve devices, and administration on a port of its own"
@@ -92,7 +96,11 @@ def _parser() -> argparse.ArgumentParser:
         "write what a front end that ends TLS needs: a certificate of the management CA, and whose devices' are",
     )  # fmt: skip
     front.add_argument(
-        "--hostname", nargs="+", required=True, metavar="NAME", help="by which devices call the front end"
+        "--hostname",
+        nargs="+",
+        required=True,
+        metavar="NAME",
+        help="by which devices call the front end, as in their `server`; with another one they say: Hostname mismatch",
     )
     front.add_argument(
         "--to",
@@ -123,7 +131,7 @@ def _command(
 def _init(args: argparse.Namespace, output: Output) -> int:
     from .initialise import initialise
 
-    database = cli_database.url_of(args, "--database") if args.database else ""
+    database = cli_database.url_of(args, "--database")
     done = initialise(args.data, args.hostname, args.listen, args.admin_listen, database)
     cli_database.show(args, output, done)
     return 0
@@ -143,30 +151,45 @@ def _serve(args: argparse.Namespace, _output: Output) -> int:
     return serve(args.data, args.listen, args.admin_listen, args.drain)
 
 
+def _run(args: argparse.Namespace) -> int:
+    output = Output()
+    if args.data is None:
+        named = os.environ.get("CA_PROXY_DATA")
+        if not named:
+            raise UsageError("no data directory is named", hint="give --data DIR or set CA_PROXY_DATA")
+        if not is_text(named):
+            raise UsageError("CA_PROXY_DATA: the name of a data directory must be UTF-8")
+        args.data = Path(named)
+    if not args.opens:
+        return int(args.function(args, output))
+    context = Context.open(args.data)
+    try:
+        return int(args.function(args, output, context))
+    finally:
+        context.db.close()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
+    started = time.time()
     parser = _parser()
     args = parser.parse_args(argv)
-    output = Output()
+    args.started = started
     try:
-        if args.data is None:
-            named = os.environ.get("CA_PROXY_DATA")
-            if not named:
-                raise UsageError("no data directory is named", hint="give --data DIR or set CA_PROXY_DATA")
-            args.data = Path(named)
-        if not args.opens:
-            return int(args.function(args, output))
-        context = Context.open(args.data)
-        try:
-            return int(args.function(args, output, context))
-        finally:
-            context.db.close()
+        code = _run(args)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
     except Error as err:
         print(f"ca-proxy: error: {_as_typed(err, _placed(parser, args))}", file=sys.stderr)
         if err.hint:
             print(f"ca-proxy: hint: {err.hint}", file=sys.stderr)
         return _code(err)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except OSError as err:
+        # nothing more may go there, at exit neither
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        if not isinstance(err, BrokenPipeError):
+            what = f"cannot use {err.filename}" if err.filename else "cannot write the output"
+            print(f"ca-proxy: error: {what}: {err.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -187,6 +210,8 @@ def _placed(parser: argparse.ArgumentParser, args: argparse.Namespace) -> set[st
 
 def _as_typed(err: Error, placed: set[str]) -> str:
     """The error's text; the functions below name options, and some of these are given by their place here."""
+    if isinstance(err, SettingsError) and err.path == "friendly_name":
+        return f"--name: {err.reason}"
     if isinstance(err, SettingsError) and err.path.removeprefix("--").replace("-", "_") in placed:
         return f"{err.path.removeprefix('--')}: {err.reason}"
     return str(err)
@@ -197,7 +222,7 @@ def _code(err: Error) -> int:
         return 64
     if isinstance(err, SettingsError):
         return 78
-    return 75 if isinstance(err, TransportError) else 1
+    return 75 if isinstance(err, TransportError | UnavailableError) else 1
 
 
 if __name__ == "__main__":

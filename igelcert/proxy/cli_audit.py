@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import Error, StorageError
 from . import audit, auditexport
-from .clitools import Output, UsageError, when
+from .clitools import Output, UsageError, count, when
 from .context import Context
 
 __all__ = ["add_command"]
@@ -32,7 +32,7 @@ def add_command(commands: Any, common: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     made.add_argument("--search", default="", metavar="TEXT", help="in actor, action or detail")
-    made.add_argument("--limit", type=int, default=100, metavar="N", help="at most N (default 100; 0: all)")
+    made.add_argument("--limit", type=count, default=100, metavar="N", help="at most N (default 100; 0: all)")
     form = made.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="print JSON")
     form.add_argument("--lines", action="store_true", help="print JSON lines, one for each")
@@ -68,7 +68,7 @@ def _audit(args: argparse.Namespace, output: Output, context: Context) -> int:
         return _export(args, context)
     if args.follow or args.position:
         raise UsageError("--follow and --position are for --lines and --syslog")
-    found = audit.listing(context, search=args.search, limit=max(0, args.limit), since=args.since or 0).items
+    found = audit.listing(context, search=args.search, limit=args.limit, since=args.since or 0).items
     if args.json:
         keys = ("at", "actor", "action", "detail")
         output.json([{key: getattr(row, key) for key in keys} for row in found])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from .. import crypto
 from ..codec.pem import decode_pem
-from ..errors import ConflictError
+from ..errors import ConflictError, Error
 from . import ca, cacerts
-from .clitools import Output, UsageError, read_file, read_password, when
+from .clitools import Output, UsageError, agree, read_file, read_password, when
 from .context import Context
 from .database import now
 from .keystore import MAX_KEYSTORE, open_keystore
@@ -20,6 +21,9 @@ from .upstream.config import CaConfig, EstSettings, ScepSettings, clear, load, r
 
 __all__ = ["add_commands"]
 
+YES = "replace a configuration of the other kind without asking; one of the same kind is replaced without any question"
+POLL = 60  # seconds
+PASSING = {"name", "TCP"}  # steps of a test that may hold another time, with nothing changed here
 SET_EST = """\
 Configures the CA: an EST server (RFC 7030), reached with a client certificate.
 
@@ -71,7 +75,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         help="its password is the first line of F",
     )
     _add_rate(est)
-    est.add_argument("--yes", action="store_true", help="replace a configuration without asking")
+    est.add_argument("--yes", action="store_true", help=YES)
     est.set_defaults(function=_set_est, opens=True)
 
     scep = actions.add_parser(
@@ -110,9 +114,9 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     scep.add_argument(
         "--poll",
         type=int,
-        default=60,
         metavar="SECONDS",
-        help="between two questions after a pending request (default 60)",
+        help="between two questions after a pending request (default: that of the SCEP configuration that it replaces, "
+        f"else {POLL})",
     )
     scep.add_argument(
         "--legacy",
@@ -132,7 +136,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "--ndes-password-file", type=Path, metavar="F", help="its password is the first line of F"
     )
     _add_rate(scep)
-    scep.add_argument("--yes", action="store_true", help="replace a configuration without asking")
+    scep.add_argument("--yes", action="store_true", help=YES)
     scep.set_defaults(function=_set_scep, opens=True)
 
     text = "show the configuration, never its secrets"
@@ -158,15 +162,16 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
 def _add_rate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--rate",
-        default="0",
         metavar="N/h",
         help="certificates that the CA may be asked for, such as 600/h or 10/min: devices are given windows in which to "
-        "renew, below it (default: none, and each device goes by its own rule)",
+        "renew, below it; 0: none, and each device goes by its own rule (default: that of the configuration of the same "
+        "kind that it replaces, else 0)",
     )
 
 
 def _set_est(args: argparse.Namespace, output: Output, context: Context) -> int:
-    settings = EstSettings(args.name, args.host, args.port, args.label, rate_of(args.rate))
+    rate, said = _rate(args, context, "est")
+    settings = EstSettings(args.name, args.host, args.port, args.label, rate)
     keystore = read_file("--keystore", args.keystore, MAX_KEYSTORE)
     password = read_password("--keystore-password-file", args.keystore_password_file)
     config = ca.assemble(context, settings, keystore, password)
@@ -174,6 +179,8 @@ def _set_est(args: argparse.Namespace, output: Output, context: Context) -> int:
     cert = open_keystore(keystore, password, 0).cert
     output.line(f"{settings.name}: EST on {settings.host}:{settings.port}, {_label(settings)}")
     output.line(f"client certificate: {cert.subject_text}, until {when(cert.not_after)} UTC")
+    for line in said:
+        output.line(line)
     output.line("try it with: ca-proxy ca test")
     return 0
 
@@ -184,6 +191,11 @@ def _set_scep(args: argparse.Namespace, output: Output, context: Context) -> int
     certificate = ""
     if args.certificate is not None:
         certificate = ca.certificate_text(read_file("--certificate", args.certificate))
+    rate, said = _rate(args, context, "scep")
+    poll = args.poll
+    if poll is None:
+        poll = _kept(context, "scep").get("poll", POLL)
+        said += [f"kept: a question every {poll} seconds (--poll)"] if poll != POLL else []
     settings = ScepSettings(
         args.name,
         args.url,
@@ -192,25 +204,41 @@ def _set_scep(args: argparse.Namespace, output: Output, context: Context) -> int
         certificate,
         args.renewal,
         args.legacy,
-        args.poll,
+        poll,
         args.ndes_url,
         args.ndes_user,
-        rate_of(args.rate),
+        rate,
     )
     password = ""
     if args.ndes_password_file is not None:
         password = read_password("--ndes-password-file", args.ndes_password_file)
     _save(args, context, ca.assemble(context, settings, None, password))
     output.line(f"{settings.name}: SCEP on {settings.url}")
+    for line in said:
+        output.line(line)
     output.line("try it with: ca-proxy ca test")
     return 0
+
+
+def _kept(context: Context, kind: str) -> dict[str, Any]:
+    """Settings of the configuration of that kind that is there."""
+    row = show(context)
+    return json.loads(row.settings) if row is not None and row.kind == kind else {}
+
+
+def _rate(args: argparse.Namespace, context: Context, kind: str) -> tuple[int, list[str]]:
+    """As given, else as it is; a line where that is kept: it is the CA's pace, and no part of where the CA is."""
+    if args.rate is not None:
+        return rate_of(args.rate), []
+    rate = int(_kept(context, kind).get("rate", 0))
+    return rate, [f"kept: a rate of {rate} certificates an hour (--rate 0 ends it)"] if rate else []
 
 
 def _save(args: argparse.Namespace, context: Context, config: CaConfig) -> None:
     try:
         ca.save(context, config)
     except ConflictError as err:
-        _ask(args, str(err))
+        agree(args, str(err))
         ca.save(context, config, replace=True)
     for warning in ca.warnings(config):
         print(f"ca-proxy: warning: {warning}", file=sys.stderr)
@@ -218,15 +246,6 @@ def _save(args: argparse.Namespace, context: Context, config: CaConfig) -> None:
 
 def _label(settings: EstSettings) -> str:
     return f"label {settings.label}" if settings.label else "no label"
-
-
-def _ask(args: argparse.Namespace, text: str) -> None:
-    if args.yes:
-        return
-    if not sys.stdin.isatty():
-        raise UsageError(f"{text} Nothing was changed", hint="--yes does it without asking")
-    if input(f"{text} Go on? [y/N] ").strip().lower() not in {"y", "yes"}:
-        raise UsageError("nothing was changed")
 
 
 def _show(args: argparse.Namespace, output: Output, context: Context) -> int:
@@ -284,6 +303,8 @@ def _show_scep(scep: ScepSettings, output: Output) -> None:
 
 
 def _test(args: argparse.Namespace, output: Output, context: Context) -> int:
+    if show(context) is None:
+        raise Error("no CA is configured", hint="ca-proxy ca set-est, ca-proxy ca set-scep")
     steps: list[Step] = []
     for step in ca.test(context):
         steps.append(step)
@@ -296,7 +317,9 @@ def _test(args: argparse.Namespace, output: Output, context: Context) -> int:
     if args.json:
         rows = [{"step": s.name, "ok": s.ok, "text": s.text, "hint": s.hint} for s in steps]
         output.json({"ok": good, "steps": rows})
-    return 0 if good else 1
+    if good:
+        return 0
+    return 75 if steps and steps[-1].name in PASSING else 1
 
 
 def _clear(args: argparse.Namespace, output: Output, context: Context) -> int:
@@ -304,7 +327,7 @@ def _clear(args: argparse.Namespace, output: Output, context: Context) -> int:
     if row is None:
         output.line("no CA was configured")
         return 0
-    _ask(args, f"This removes the configuration {row.name!r} and its secrets.")
+    agree(args, f"This removes the configuration {row.name!r} and its secrets.")
     clear(context)
     output.line(f"{row.name} was removed")
     return 0

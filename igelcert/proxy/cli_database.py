@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import StorageError
 from . import postgres
-from .clitools import Output, read_password
+from .clitools import Output, UsageError, progress, read_password
 from .context import Context
 from .initialise import Initialised
 
@@ -25,7 +25,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         return made
 
     more = add("join", _join, "make the data directory of one more proxy on a PostgreSQL database")
-    add_url(more, "--database", "that the first proxy was made with", required=True)
+    add_url(more, "--database", "the PostgreSQL database that the first proxy was made with", required=True)
     more.add_argument(
         "--master-key", type=Path, required=True, metavar="FILE", help="master.key of the first proxy"
     )
@@ -40,7 +40,7 @@ def add_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         _copy,
         "copy the embedded database to an empty PostgreSQL one, whole or not at all; the proxy must not run",
     )
-    add_url(away, "--to", "that it goes to", required=True)
+    add_url(away, "--to", "the PostgreSQL database that it goes to", required=True)
 
 
 def add_place(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +60,7 @@ def add_place(parser: argparse.ArgumentParser) -> None:
 def add_url(parser: argparse.ArgumentParser, option: str, text: str, *, required: bool) -> None:
     parser.add_argument(
         option, metavar="URL", required=required,
-        help=f"PostgreSQL {text}: postgresql://USER@HOST/NAME, without a password",
+        help=f"{text}: postgresql://USER@HOST/NAME, without a password",
     )  # fmt: skip
     parser.add_argument(
         f"{option}-password-file", type=Path, metavar="FILE",
@@ -69,9 +69,13 @@ def add_url(parser: argparse.ArgumentParser, option: str, text: str, *, required
 
 
 def url_of(args: argparse.Namespace, option: str) -> str:
-    """The URL that was given, with its password."""
+    """The URL that was given, with its password; "" when none was."""
     name = option.strip("-")
     file: Path | None = getattr(args, f"{name}_password_file")
+    if getattr(args, name) is None:
+        if file is not None:
+            raise UsageError(f"{option}-password-file is of no use without {option}")
+        return ""
     password = None if file is None else read_password(f"{option}-password-file", file)
     return postgres.given(option, getattr(args, name), password)
 
@@ -118,9 +122,10 @@ def _copy(args: argparse.Namespace, output: Output) -> int:
     rows = 0
     try:
         for table, done, total in copy(context, url):
-            if done or not total:
-                end = "\n" if done == total else "\r"
-                print(f"{table}: {done} of {total}", end=end, file=sys.stderr, flush=True)
+            if done == total:
+                print(f"{table}: {done} of {total}", file=sys.stderr, flush=True)
+            elif done:
+                progress(f"{table}: {done} of {total}")
             else:
                 rows += total
     finally:

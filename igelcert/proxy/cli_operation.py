@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from . import cli_database
-from .clitools import Output, UsageError, read_password, when
+from .clitools import Output, UsageError, progress, read_password, when
 from .context import Context
 
 __all__ = ["add_commands"]
@@ -32,8 +32,8 @@ BACKUP = """\
 Writes everything that this proxy needs to come back on another machine into one file, while it serves. Secrets
 in the database stay encrypted under the master key.
 
-The master key goes with it, encrypted under a passphrase that is asked for, or is the first line of
---passphrase-file: who has the file and the passphrase has every secret of this proxy. With --without-key it
+The master key goes with it, encrypted under a passphrase of at least 12 characters, which is asked for, or is the
+first line of --passphrase-file: who has the file and the passphrase has every secret of this proxy. With --without-key it
 stays out: keep DIR/master.key elsewhere then, since without it the file is worth nothing. With PostgreSQL the
 file holds configuration and key; the database is saved by pg_dump.
 """
@@ -88,7 +88,7 @@ def _backup_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         "--passphrase-file",
         type=Path,
         metavar="F",
-        help="the master key is encrypted under the first line of F",
+        help=f"the master key is encrypted under the first line of F, {PASSPHRASE_LEAST} characters or more",
     )
     which.add_argument("--without-key", action="store_true", help="leave the master key out")
     made.set_defaults(function=_backup, opens=True)
@@ -107,7 +107,9 @@ def _backup_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="KEYFILE",
         help="the master key that was kept apart from the backup",
     )
-    cli_database.add_url(made, "--database", "where pg_restore put this proxy's database", required=False)
+    cli_database.add_url(
+        made, "--database", "the PostgreSQL database into which pg_restore put this proxy's", required=False
+    )
     made.set_defaults(function=_restore, opens=False)
 
 
@@ -145,6 +147,8 @@ def _management_commands(commands: Any, common: argparse.ArgumentParser) -> None
 def _backup(args: argparse.Namespace, output: Output, context: Context) -> int:
     from . import backup
 
+    if str(args.file) == "-":
+        raise UsageError("a backup goes into a file, not to stdout")
     passphrase = None if args.without_key else _passphrase(args.passphrase_file, new=True)
     saved = backup.save(context, args.file, passphrase)
     what = f"{saved.devices} devices" if saved.database else "configuration"
@@ -159,7 +163,7 @@ def _backup(args: argparse.Namespace, output: Output, context: Context) -> int:
 def _restore(args: argparse.Namespace, output: Output) -> int:
     from . import backup
 
-    database = cli_database.url_of(args, "--database") if args.database else ""
+    database = cli_database.url_of(args, "--database")
     passphrase = None if args.master_key else _passphrase(args.passphrase_file, new=False)
     saved = backup.restore(args.file, args.data, passphrase, args.master_key, database)
     output.line(f"{args.data}: {saved.devices} devices, as of {when(saved.created)} UTC")
@@ -196,7 +200,8 @@ def _rekey(args: argparse.Namespace, output: Output, context: Context) -> int:
 
     if args.show:
         return _rekey_state(output, rekeying.state(context))
-    with rekeying.alone(context):
+    only_here = args.drop or args.add is not None
+    with rekeying.alone(context, None if only_here else args.started):
         if args.add is not None:
             count = rekeying.take_over(context, Sealer.open(args.add))
             output.line(f"{count} new key(s) in {context.data / 'master.key'}")
@@ -210,7 +215,7 @@ def _rekey(args: argparse.Namespace, output: Output, context: Context) -> int:
                     return _distribute(output, context)
             rekeying.switch(context)
             for done in rekeying.reseal(context):
-                print(f"{done} sealed anew", end="\r", file=sys.stderr, flush=True)
+                progress(f"{done} sealed anew")
         count = rekeying.drop(context)
         output.line(
             f"secrets are under the key {rekeying.state(context).current}; {count} old key(s) dropped here"
@@ -258,7 +263,7 @@ def _show(args: argparse.Namespace, output: Output, context: Context) -> int:
         f"Next        ca-proxy management-ca {step}" + (", when it is time" if step == "roll" else "")
     )
     if behind.count:
-        output.line(f"It waits for  {behind}")
+        output.line(f"It waits for  {behind.named}")
     return 0
 
 
@@ -272,7 +277,8 @@ def _roll(_args: argparse.Namespace, output: Output, context: Context) -> int:
 
     rollover.roll(context)
     behind = rollover.lagging(context)
-    output.line(f"a new management CA is trusted beside the old one; {behind} have yet to hear of it")
+    wait = f"{behind} yet to hear of it" if behind.count else "no device has to hear of it"
+    output.line(f"a new management CA is trusted beside the old one; {wait}")
     output.line(f"new devices are given the new {context.data / 'trust.pem'}, which holds both CAs;")
     output.line("one that has the old one, or its fingerprint, registers until the old CA is retired")
     output.line("next: ca-proxy management-ca switch")
@@ -291,6 +297,12 @@ def _switch(args: argparse.Namespace, output: Output, context: Context) -> int:
 def _retire(args: argparse.Namespace, output: Output, context: Context) -> int:
     from . import rollover
 
-    rollover.retire(context, now_=args.now)
+    behind = rollover.retire(context, now_=args.now)
     output.line("the old management CA counts no more")
+    if behind.count:
+        whom = str(behind.count) + (" devices go" if behind.count != 1 else " device goes")
+        output.line(
+            f"{whom} by it still, and cannot come any more: each needs a new token and the new trust.pem"
+        )
+        output.line(f"as {', '.join(behind.units)}{' …' if behind.count > len(behind.units) else ''}")
     return 0

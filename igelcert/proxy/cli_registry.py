@@ -8,9 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ..errors import SettingsError
+from ..errors import ConflictError, SettingsError
 from . import devices, enrollment_log, inventory, overview, passthrough, profiles, renewals
-from .clitools import Output, count, read_file, when
+from .clitools import Output, agree, count, progress, read_file, when
 from .context import Context
 from .devices import Token
 from .importing import Import, token_sheet
@@ -101,7 +101,7 @@ def _device_commands(commands: Any, common: argparse.ArgumentParser) -> None:
         metavar="STATE",
         help="; ".join(f"{name}: {text}" for name, text in inventory.STATES.items()),
     )
-    made.add_argument("--limit", type=int, default=0, metavar="N", help="at most N (default: all)")
+    made.add_argument("--limit", type=count, default=0, metavar="N", help="at most N (default: all)")
     made.add_argument("--json", action="store_true", help="print JSON")
     made = _action(actions, common, "move", _device_move, "put devices into another directory")
     made.add_argument("directory", metavar="/A/B")
@@ -155,9 +155,11 @@ def _profile_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     )
     made.add_argument("--json", action="store_true", help="print JSON")
     made = _action(
-        actions, common, "remove", _profile_remove, "remove a profile; devices then remove its certificates"
-    )
+        actions, common, "remove", _profile_remove,
+        "remove a profile; devices then remove its certificates and their keys, so it asks where some have them",
+    )  # fmt: skip
     made.add_argument("name", metavar="NAME")
+    made.add_argument("--yes", action="store_true", help="do not ask")
     text = (
         "let SCEP clients of the devices through to a SCEP CA, for the certificates of this profile (off by default): "
         "the proxy cannot look into requests that are encrypted for the CA, so what they ask for is up to the CA"
@@ -206,7 +208,7 @@ def _device_list(args: argparse.Namespace, output: Output, context: Context) -> 
         text=args.search,
         directory=args.directory,
         state=args.state,
-        limit=max(0, args.limit),
+        limit=args.limit,
     ).items
     if args.json:
         output.json([each.as_json() for each in found])
@@ -232,8 +234,7 @@ def _device_import(args: argparse.Namespace, output: Output, context: Context) -
         raise SettingsError(str(args.file), "is not UTF-8") from None
     sheet = Import(text)
     for done in sheet.check():
-        if sys.stderr.isatty():
-            print(f"\r{done} of {sheet.total} rows", end="", file=sys.stderr, flush=True)
+        progress(f"{done} of {sheet.total} rows")
     if sys.stderr.isatty():
         print(file=sys.stderr)
     made = sheet.write(context)
@@ -341,7 +342,11 @@ def _profile_list(args: argparse.Namespace, output: Output, context: Context) ->
 
 
 def _profile_remove(args: argparse.Namespace, output: Output, context: Context) -> int:
-    profiles.remove(context, args.name)
+    try:
+        profiles.remove(context, args.name)
+    except ConflictError as err:
+        agree(args, f"{err}.")
+        profiles.remove(context, args.name, force=True)
     output.line(f"profile {args.name} was removed")
     return 0
 
@@ -376,7 +381,7 @@ def _enrollments(args: argparse.Namespace, output: Output, context: Context) -> 
         found_now = overview.collect(context, unit_id=args.unit_id)
         return _overview(args, output, found_now, args.limit if args.limit > 0 else 10_000_000)
     found = enrollment_log.search(
-        context, text=args.search, unit_id=args.unit_id, state=args.state, limit=max(0, args.limit)
+        context, text=args.search, unit_id=args.unit_id, state=args.state, limit=args.limit
     ).items
     if args.csv:
         for line in enrollment_log.sheet(found):

@@ -12,8 +12,20 @@ from typing import Any, NoReturn
 
 from ..codec.http import plain_line
 from ..errors import Error, SettingsError, StorageError
+from ..words import is_text, shown
 
-__all__ = ["Output", "Parser", "UsageError", "count", "duration", "read_file", "read_password", "when"]
+__all__ = [
+    "Output",
+    "Parser",
+    "UsageError",
+    "agree",
+    "count",
+    "duration",
+    "progress",
+    "read_file",
+    "read_password",
+    "when",
+]
 
 MAX_FILE = 4 << 20
 
@@ -22,7 +34,34 @@ class UsageError(Error):
     """The command line does not say what is needed."""
 
 
+# options whose empty value says something: anything, none, as the CA has it
+EMPTY = {"search", "label", "profile", "fingerprint", "ndes_url", "ndes_user"}
+
+
 class Parser(argparse.ArgumentParser):
+    """It refuses octets that are no text where text is wanted, and an empty value, as of a variable that is not set:
+    it must not pass for an option that was not given, nor for the file name "."."""
+
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        if not isinstance(action, argparse._SubParsersAction):
+            for word in arg_strings:
+                self._look_at(action, word)
+        return super()._get_values(action, arg_strings)
+
+    @staticmethod
+    def _look_at(action: argparse.Action, word: str) -> None:
+        is_file = action.type is Path
+        if not word and (
+            is_file or (action.option_strings and not action.required and action.dest not in EMPTY)
+        ):
+            raise argparse.ArgumentError(action, "is empty")
+        if is_text(word):
+            return
+        if not is_file:
+            raise argparse.ArgumentError(action, f"'{plain_line(shown(word), 80)}' is not UTF-8")
+        if action.dest == "data":
+            raise argparse.ArgumentError(action, "the name of a data directory must be UTF-8")
+
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
         self.exit(64, f"{self.prog}: error: {message}\n")
@@ -42,6 +81,16 @@ class Output:
         widths = [max(len(row[i]) for row in [list(heading), *clean]) for i in range(len(heading))]
         for row in [list(heading), *clean]:
             self.line("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def agree(args: argparse.Namespace, text: str) -> None:
+    """Asks on a terminal before something is gone for good; UsageError where nobody agrees. args.yes: agreed to."""
+    if args.yes:
+        return
+    if not sys.stdin.isatty():
+        raise UsageError(f"{text} Nothing was changed", hint="--yes does it without asking")
+    if input(f"{text} Go on? [y/N] ").strip().lower() not in {"y", "yes"}:
+        raise UsageError("nothing was changed")
 
 
 def when(moment: int | None) -> str:
@@ -67,11 +116,19 @@ def duration(text: str) -> int:
 def read_file(option: str, path: Path, most: int = MAX_FILE) -> bytes:
     """most: octets that it may have."""
     try:
-        if path.stat().st_size > most:
-            raise SettingsError(option, f"{path} is larger than {most >> 20} MiB")
-        return path.read_bytes()
+        with path.open("rb") as file:
+            found = file.read(most + 1)  # a device has no size, and may have no end
     except OSError as err:
         raise StorageError(f"{option}: cannot read {path}: {err.strerror}") from None
+    if len(found) > most:
+        raise SettingsError(option, f"{path} is larger than {most >> 20} MiB")
+    return found
+
+
+def progress(text: str) -> None:
+    """How far it is, on a terminal alone: one line, over which the next one is written."""
+    if sys.stderr.isatty():
+        print(text, end="\r", file=sys.stderr, flush=True)
 
 
 def read_password(option: str, path: Path) -> str:

@@ -20,7 +20,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.ext.compiler import compiles
 
-from ..errors import StorageError
+from ..errors import StorageError, UnavailableError
 from . import postgres, schema
 from .writing import Writing
 
@@ -37,6 +37,8 @@ PROBE_SECONDS = 5.0
 _META = sa.select(schema.meta.c.value).where(schema.meta.c.key == sa.bindparam("name"))
 _AUDIT = schema.audit.insert()
 _LOCK = sa.select(sa.func.pg_advisory_xact_lock(sa.bindparam("number", type_=sa.BigInteger)))
+_TRY_LOCK = sa.select(sa.func.pg_try_advisory_lock(sa.bindparam("number", type_=sa.BigInteger)))
+_UNLOCK = sa.select(sa.func.pg_advisory_unlock(sa.bindparam("number", type_=sa.BigInteger)))
 
 
 def now() -> int:
@@ -118,7 +120,7 @@ class Database:
             finally:
                 self._writer.release()
         else:
-            raise StorageError("the database cannot be used now: others have been writing for too long")
+            raise UnavailableError("the database cannot be used now: others have been writing for too long")
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -135,6 +137,18 @@ class Database:
                 yield connection
             finally:
                 self._local.reading = None
+
+    @contextmanager
+    def lock(self, number: int) -> Iterator[bool]:
+        """An advisory lock of PostgreSQL, on a connection of its own. Yields at once: is it ours?"""
+        keys = {"number": number}
+        with self._in_words(), self._reader.connect() as connection:
+            ours = bool(connection.execute(_TRY_LOCK, keys).scalar())
+            try:
+                yield ours
+            finally:
+                if ours:
+                    connection.execute(_UNLOCK, keys)
 
     def single(self) -> AbstractContextManager[sa.Connection]:
         """For one statement that writes and holds by itself: on PostgreSQL in one round trip."""
@@ -176,7 +190,7 @@ class Database:
             raise self._refused(err) from None
         except sa.exc.TimeoutError:
             self._writable_until = 0.0
-            raise StorageError(
+            raise UnavailableError(
                 "the database cannot be used now: all connections to it are busy",
                 hint="is it slow? database_connections in proxy.toml allows more",
             ) from None
@@ -195,7 +209,9 @@ class Database:
             hint = "is PostgreSQL running, and does it let this proxy in?"
         else:
             hint = "look at the database file and its directory"
-        return StorageError(f"the database cannot be used now: {text}", hint=hint)
+        passes = postgres.passes(err.orig) if self.shared else _is_busy(err.orig)
+        kind = UnavailableError if passes else StorageError
+        return kind(f"the database cannot be used now: {text}", hint=hint)
 
     # ---- news -----------------------------------------------------------------------------------
 
@@ -313,6 +329,12 @@ def _put(dialect: str, table: sa.Table, names: tuple[str, ...]) -> Any:
     keys = [column.name for column in table.primary_key]
     rest = {name: insert.excluded[name] for name in names if name not in keys}
     return insert.on_conflict_do_update(index_elements=keys, set_=rest)
+
+
+def _is_busy(err: BaseException | None) -> bool:
+    """Another process holds SQLite's file."""
+    code = getattr(err, "sqlite_errorcode", None)
+    return code is not None and code & 0xFF in {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED}
 
 
 def _sqlite_pragmas(connection: sqlite3.Connection, _record: Any) -> None:

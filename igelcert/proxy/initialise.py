@@ -152,7 +152,9 @@ def fresh_place(data: Path, database: str) -> Iterator[_Place]:
     """A data directory in the making, with its database; one that holds something is never touched. StorageError."""
     try:
         data.parent.mkdir(parents=True, exist_ok=True)
-        if data.exists() and (not data.is_dir() or any(data.iterdir())):
+        if data.exists() and not data.is_dir():
+            raise StorageError(f"{data} is not a directory", hint="name a new directory")
+        if data.exists() and any(data.iterdir()):
             raise StorageError(
                 f"{data} is there already and is not empty",
                 hint="name a new directory, or remove this one if it is no longer needed",

@@ -7,9 +7,12 @@ from typing import Any, Generic, TypeVar
 
 import sqlalchemy as sa
 
-__all__ = ["MAX_LIMIT", "Page", "contains", "page"]
+from ..errors import SettingsError
+
+__all__ = ["MAX_LIMIT", "SEARCH_MAX", "Page", "contains", "page"]
 
 MAX_LIMIT = 1000
+SEARCH_MAX = 512  # characters
 T = TypeVar("T")
 
 
@@ -37,5 +40,11 @@ def page(
 
 
 def contains(text: str, *columns: sa.ColumnElement[Any]) -> sa.ColumnElement[bool]:
-    """Does any of the columns contain the text? Case does not count."""
+    """Does any of the columns contain the text? Case does not count. SettingsError when it is too long to look for."""
+    if len(text) > SEARCH_MAX:
+        raise SettingsError(
+            "--search",
+            f"is {len(text)} characters long, at most {SEARCH_MAX} are looked for",
+            hint="a part of it will do",
+        )
     return sa.or_(*(sa.func.lower(column).contains(text.lower(), autoescape=True) for column in columns))

@@ -23,7 +23,7 @@ from ..errors import SettingsError, StorageError
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["FILE", "engine", "given", "hearing", "keep", "kept", "shown"]
+__all__ = ["FILE", "engine", "given", "hearing", "keep", "kept", "passes", "shown"]
 
 log = logging.getLogger("igelcert.proxy")
 
@@ -36,6 +36,10 @@ IDLE_SECONDS = 30  # of a transaction: a proxy that stands still must not hold i
 POOL_SECONDS = 10
 DOWN_SECONDS = 1.0  # after a connection that failed, the next one fails at once for that long
 KEPT_OPEN = 5
+# SQLSTATE: connection, too many of them, locks and time limits, what an operator ends
+PASSING = ("08", "53300", "55P03", "57", "40")
+PASSING_TEXTS = ("starting up", "shutting down", "in recovery", "too many", "remaining connection slots")
+ENCODING = "UTF8"
 # where the URL says nothing else: a peer that is gone without a word is noticed within about twenty seconds
 _LINK: dict[str, Any] = {
     "connect_timeout": CONNECT_SECONDS,
@@ -163,10 +167,18 @@ class _Door:
         if time.monotonic() < self._shut_until:
             raise psycopg.OperationalError(self._why)
         try:
-            return psycopg.connect(**{**self._parts, **options})
+            made = psycopg.connect(**{**self._parts, **options})
         except psycopg.OperationalError as err:
             self._why, self._shut_until = str(err), time.monotonic() + DOWN_SECONDS
             raise
+        encoding = made.info.parameter_status("server_encoding")
+        if encoding and encoding != ENCODING:  # what is read would be octets, or names could not be kept
+            made.close()
+            raise StorageError(
+                f"the encoding of the database is {encoding}: it must be {ENCODING}",
+                hint="make another one: createdb --encoding=UTF8 --template=template0 NAME",
+            )
+        return made
 
 
 def _prepare(connection: psycopg.Connection[Any], _record: object) -> None:
@@ -190,6 +202,17 @@ def _look_alive(connection: psycopg.Connection[Any], _record: object, _proxy: ob
     poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
     if poll.poll(0):
         raise sa.exc.DisconnectionError
+
+
+def passes(err: BaseException | None) -> bool:
+    """Is an OperationalError of the kind that is over some time: the server is away, starts, ends, is busy? Not so a
+    password, a name or a right that is wrong, nor a disk that is full."""
+    state: str | None = getattr(err, "sqlstate", None)
+    if state is not None:
+        return state.startswith(PASSING)
+    # libpq gives no code for a connection that could not be made; the server's own answers begin so
+    text = str(err)
+    return "FATAL:" not in text or any(each in text for each in PASSING_TEXTS)
 
 
 # ---- notifications ------------------------------------------------------------------------------

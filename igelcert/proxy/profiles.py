@@ -27,6 +27,7 @@ from .schema import assignments, devices, profiles
 
 __all__ = [
     "Effective",
+    "Loss",
     "Preview",
     "Profile",
     "Stored",
@@ -37,6 +38,7 @@ __all__ = [
     "effective",
     "get",
     "listing",
+    "loss",
     "merge",
     "must_find",
     "place",
@@ -324,9 +326,59 @@ def allow_passthrough(context: Context, name: str, allowed: bool) -> None:
         context.db.record(connection, actor(), "profile passthrough", f"{name}: {'on' if allowed else 'off'}")
 
 
-def remove(context: Context, name: str) -> None:
-    """Removes a profile and its assignments. Devices then remove its certificates."""
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """What goes with a profile: the certificates `names`, and their keys, at so many devices."""
+
+    devices: int
+    names: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.devices and self.names)
+
+    def __str__(self) -> str:
+        many, several = self.devices != 1, len(self.names) != 1
+        return (
+            f"{self.devices} device{'s' if many else ''} lose{'' if many else 's'} the certificate{'s' if several else ''} "
+            f"{', '.join(self.names)}, and {'their keys' if many or several else 'its key'}"
+        )
+
+
+def loss(context: Context, name: str) -> Loss:
+    """What devices would lose with the profile."""
+    with context.db.read() as connection:
+        return _loss(context, connection, name)
+
+
+def _loss(context: Context, connection: sa.Connection, name: str) -> Loss:
+    sealed = connection.execute(sa.select(profiles.c.sealed).where(profiles.c.name == name)).scalar()
+    if sealed is None:
+        raise _unknown(name)
+    reached = []
+    for kind, target in _targets(connection, name):
+        if kind == "device":
+            reached.append(devices.c.unit_id == target)
+        elif target == "/":
+            reached.append(sa.true())
+        else:
+            below = devices.c.directory.startswith(f"{target}/", autoescape=True)
+            reached.append(sa.or_(devices.c.directory == target, below))
+    query = sa.select(sa.func.count()).select_from(devices).where(sa.or_(sa.false(), *reached))
+    names = tuple(cert.friendly_name for cert in parse_document(_open(context, name, sealed)).certs)
+    return Loss(connection.execute(query).scalar_one(), names)
+
+
+def remove(context: Context, name: str, *, force: bool = False) -> None:
+    """Removes a profile and its assignments. Devices then remove its certificates: ConflictError where some would lose
+    one, unless force."""
     with context.db.begin() as connection:
+        if not force and (lost := _loss(context, connection, name)):
+            raise ConflictError(
+                "force",
+                f"{lost}, when the profile {name!r} is removed",
+                replaces=name,
+                hint="agree to it, or unassign it",
+            )
         targets = _targets(connection, name)
         if not connection.execute(profiles.delete().where(profiles.c.name == name)).rowcount:
             raise _unknown(name)

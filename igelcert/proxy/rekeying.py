@@ -17,7 +17,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from ..errors import ConflictError, StorageError
+from ..errors import ConflictError, StorageError, UnavailableError
 from . import cacerts, challenges, managementca, profiles
 from .audit import actor
 from .context import ETAG_KEY, Context
@@ -42,6 +42,7 @@ __all__ = [
 
 NEXT = "master_key_next"  # in meta: the name of the key that is to seal
 BATCH = 50
+LOCK = 0x6967_6B65  # the advisory lock of who changes the master key
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,16 +87,41 @@ class State:
 
 
 @contextmanager
-def alone(context: Context) -> Iterator[None]:
-    """Nobody else changes this proxy's master key file meanwhile. StorageError."""
+def alone(context: Context, started: float | None = None) -> Iterator[None]:
+    """Nobody else changes this proxy's master key file meanwhile, nor the master key at another proxy. UnavailableError.
+
+    started: when this command was; one that ended since then has done what this one was to do.
+    """
     handle = os.open(context.data, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        with _alone_of_all(context):
+            if started is not None and context.sealer.changed > started:
+                raise UnavailableError(
+                    "another rekey was at work, and has just ended",
+                    hint="see how far it is: ca-proxy rekey --show",
+                )
+            yield
     except BlockingIOError:
-        raise StorageError("the master key is being changed by another command", hint="wait for it") from None
+        raise _at_work() from None
     finally:
         os.close(handle)
+
+
+@contextmanager
+def _alone_of_all(context: Context) -> Iterator[None]:
+    """A lock of a session of PostgreSQL: it goes with its connection."""
+    if not context.db.shared:
+        yield
+        return
+    with context.db.lock(LOCK) as ours:
+        if not ours:
+            raise _at_work()
+        yield
+
+
+def _at_work() -> UnavailableError:
+    return UnavailableError("another rekey is at work", hint="wait for its end")
 
 
 def state(context: Context) -> State:

@@ -75,7 +75,7 @@ def renew(
             sa.select(sa.func.count()).select_from(certificates).where(chosen)
         ).scalar_one()
         if not total:
-            raise SettingsError("friendly_name", _nothing(device, directory, issuer, friendly_name))
+            raise _nothing(device, directory, issuer, friendly_name)
         moment = now()
         # a tenth of the time is kept for what has to be tried again
         _put(connection, chosen, total, moment, within * 9 // 10)
@@ -160,12 +160,14 @@ def _put(
     connection.execute(renewals.insert().from_select(names, rows))
 
 
-def _nothing(device: str, directory: str, issuer: str, friendly_name: str) -> str:
+def _nothing(device: str, directory: str, issuer: str, friendly_name: str) -> SettingsError:
+    path = "--device" if device else "--directory" if directory else "--issuer"
     what = f"certificate {friendly_name[:80]!r}" if friendly_name else "certificate"
     if device:
-        return f"the device has no {what} yet"
-    where = f"in {directory}" if directory else f"issued by {issuer[:80]!r}"
-    return f"there is no {what} {where}"
+        why = f"the device has no {what} yet"
+    else:
+        why = f"there is no {what} {f'in {directory}' if directory else f'issued by {issuer[:80]!r}'}"
+    return SettingsError("friendly_name" if friendly_name else path, why)
 
 
 def _too_fast(total: int, within: int, rate: int) -> tuple[str, ...]:

@@ -186,9 +186,14 @@ class Lagging:
     count: int
     units: tuple[str, ...]
 
-    def __str__(self) -> str:
+    @property
+    def named(self) -> str:
         more = " …" if self.count > len(self.units) else ""
         return f"{self.count} device{'s' if self.count != 1 else ''} ({', '.join(self.units)}{more})"
+
+    def __str__(self) -> str:
+        """For a sentence that goes on with what they have (done)."""
+        return f"{self.named} {'have' if self.count != 1 else 'has'}"
 
 
 def cas(context: Context) -> list[Ca]:
@@ -250,7 +255,7 @@ def switch(context: Context, *, now_: bool = False) -> None:
         if behind.count and not now_:
             raise ConflictError(
                 "--now",
-                f"{behind} have not said yet that they trust the new CA",
+                f"{behind} not said yet that they trust the new CA",
                 hint="wait for them; or --now: they still find the proxy until the old CA is retired",
             )
         old = management_cas.c.state == "issuing"
@@ -265,21 +270,23 @@ def switch(context: Context, *, now_: bool = False) -> None:
         )
 
 
-def retire(context: Context, *, now_: bool = False) -> None:
-    """The old CA counts no more, and its key is gone. now_: although devices go by it, which must register anew then."""
+def retire(context: Context, *, now_: bool = False) -> Lagging:
+    """The old CA counts no more, and its key is gone. now_: although devices go by it, which must register anew then.
+    Returns these."""
     with context.db.begin() as connection:
         leaving = _the(connection, "leaving", "no management CA is leaving", "ca-proxy management-ca show")
         behind = _lagging(context, connection)
         if behind.count and not now_:
             raise ConflictError(
                 "--now",
-                f"{behind} have a certificate of the old CA that is still good, and no newer one",
+                f"{behind} a certificate of the old CA that is still good, and no newer one",
                 hint="wait for them; with --now each of them needs a new token and the new trust.pem",
             )
         gone = management_cas.c.id == leaving
         connection.execute(management_cas.update().where(gone).values(state="retired", sealed=b"", cross=b""))
         _note(connection, "management-ca retire", f"CA {leaving}; {behind.count} devices still went by it")
     keep_trust(context.data, standing(context).pem)
+    return behind
 
 
 def _only(connection: sa.Connection, why: str, *states: str) -> None:

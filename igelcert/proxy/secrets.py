@@ -73,6 +73,11 @@ class Sealer:
         self._look_again()
         return tuple(_parse(self._path, _read(self._path)))
 
+    @property
+    def changed(self) -> float:
+        """When the file was, seconds since 1970."""
+        return _signature(self._path)[1] / 1e9
+
     def bears(self, name: str) -> bool:
         """Is that key known here? Looks into the file again when it is not."""
         if name not in self._keys:

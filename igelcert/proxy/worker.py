@@ -22,7 +22,7 @@ from functools import partial
 from typing import Any
 
 from gunicorn.http import RequestParser
-from gunicorn.http.errors import ParseException
+from gunicorn.http.errors import LimitRequestHeaders, ParseException
 
 from .changes import Change, Watch
 from .connection import READ, READ_SIZE, SEND_TIMEOUT, WRITE, Connection, Gone
@@ -375,7 +375,10 @@ class Worker(Loop):
             keep = self.handle_request(request, conn) and not request.should_close()
         except (ParseException, StopIteration) as err:
             self.log.info("a request of %s is malformed: %s", conn.client[0], type(err).__name__)
-            conn.refuse(400, "the request is not valid HTTP", raw)
+            if isinstance(err, LimitRequestHeaders):
+                conn.refuse(431, "the header of the request has a field that is too long, or too many", raw)
+            else:
+                conn.refuse(400, "the request is not valid HTTP", raw)
         except OSError:
             raise
         except Exception:

@@ -158,7 +158,12 @@ def test_profiles(data: Path, tmp_path: Path) -> None:
     assert listed[0]["assigned"] == [{"kind": "directory", "target": "/"}]
     assert proxy(data, "profile", "unassign", "Büro", "--directory", "/").returncode == 0
     assert proxy(data, "profile", "unassign", "Büro", "--directory", "/").returncode == 78
-    assert proxy(data, "profile", "remove", "Büro").returncode == 0
+    assert proxy(data, "profile", "assign", "Büro", "--directory", "/").returncode == 0
+    assert proxy(data, "device", "add", "--unit-id", "A1").returncode == 0
+    asked = proxy(data, "profile", "remove", "Büro")
+    assert asked.returncode == 64 and "1 device loses the certificate x, and its key" in asked.stderr
+    assert json.loads(proxy(data, "profile", "list", "--json").stdout)
+    assert proxy(data, "profile", "remove", "Büro", "--yes").returncode == 0
     assert json.loads(proxy(data, "profile", "list", "--json").stdout) == []
     assert proxy(data, "profile", "set", "x", "--settings", tmp_path / "missing").returncode == 1
     assert proxy(data, "profile", "set", "x", "--settings", tmp_path).returncode == 1
@@ -168,7 +173,7 @@ def test_no_ca(data: Path) -> None:
     assert "no CA is configured" in proxy(data, "ca", "show").stdout
     assert json.loads(proxy(data, "ca", "show", "--json").stdout) is None
     done = proxy(data, "ca", "test")
-    assert done.returncode == 75 and "set-est" in done.stderr
+    assert done.returncode == 1 and "set-est" in done.stderr
     assert proxy(data, "ca", "clear").returncode == 0
     assert proxy(data, "migrate").returncode == 0
 
@@ -249,6 +254,15 @@ def test_a_second_proxy_of_a_directory_is_refused(data: Path, tmp_path: Path) ->
         (["device", "remove", "--unit-id", "nobody"], "--unit-id: no device 'nobody' is known"),
         (["device", "add", "--unit-id", "A1", "--directory", "Berlin"], "--directory: 'Berlin' does not begin"),
         (["device", "add", "--unit-id", "A1", "--directory=Berlin"], "--directory: 'Berlin' does not begin"),
+        (["device", "add", "--unit-id", "A1", "--directory", "/" + "d" * 600],
+         "--directory: is 601 characters long, at most 512"),
+        (["renew", "--directory", "/Nope"], "--directory: there is no certificate in /Nope"),
+        (["renew", "--issuer", "nope"], "--issuer: there is no certificate issued by 'nope'"),
+        (["renew", "--directory", "/", "--name", "x"], "--name: there is no certificate 'x' in /"),
+        (["audit", "--search", "x" * 100_000], "--search: is 100000 characters long, at most 512"),
+        (["device", "list", "--search", "x" * 513], "--search: is 513 characters long, at most 512"),
+        (["enrollments", "--search", "x" * 513], "--search: is 513 characters long, at most 512"),
+        (["audit", "--syslog", "log.sock"], "--syslog: 'log.sock' is not the path of a socket from / on"),
         (["device", "import", "/nowhere.csv"], "the sheet: cannot read /nowhere.csv"),
         (["profile", "set", "x", "--settings", "DEEP"], "the document is nested too deeply"),
         (["profile", "set", "x", "--settings", "DIGITS"], "a number in the document has too many digits"),
@@ -258,14 +272,15 @@ def test_a_second_proxy_of_a_directory_is_refused(data: Path, tmp_path: Path) ->
     ],
 )  # fmt: skip
 def test_errors_name_what_was_typed(data: Path, tmp_path: Path, words: list[str], error: str) -> None:
-    for name, text in {
+    files = {
         "DEEP": "[" * 100_000,
         "DIGITS": "1" * 10_000,
         "CUT": "{",
         "LARGE": "x" * (1 << 20) + "x",
-    }.items():
+    }
+    for name, text in files.items():
         (tmp_path / name).write_text(text)
-    named = [str(tmp_path / word) if (tmp_path / word).exists() else word for word in words]
+    named = [str(tmp_path / word) if word in files else word for word in words]
     done = run("ca-proxy", *named, "--data", data)
     said = done.stderr.splitlines()[0].replace(f"{tmp_path}/", "")
     assert done.returncode in {1, 78} and said.startswith(f"ca-proxy: error: {error}"), done.stderr

@@ -323,7 +323,9 @@ def test_ca_test_says_which_link_fails(lab: LabCa, tmp_path: Path) -> None:
                      "--keystore-password-file", password)  # fmt: skip
             done = run("ca-proxy", "ca", "test", "--json", env={"CA_PROXY_DATA": str(gate.data)})
             steps = json.loads(done.stdout)["steps"]
-            assert done.returncode == 1 and steps[-1]["step"] == name and not steps[-1]["ok"], steps
+            passes = name in {"name", "TCP"}  # tried again later, it may work
+            assert done.returncode == (75 if passes else 1), steps
+            assert steps[-1]["step"] == name and not steps[-1]["ok"], steps
             assert sentence in steps[-1]["text"] and steps[-1]["hint"]
             assert all(step["ok"] for step in steps[:-1])
 

@@ -159,6 +159,11 @@ def test_a_profile_that_somebody_else_changed_or_removed(gate: Proxy) -> None:
         ("vpn: certificate", "there", "–"),
     ]
     assert "geheim" not in answer.text and 'value="Mine"' in answer.text and 'value="2"' in answer.text
+    gate.cli("device", "add", "--unit-id", "L1")
+    gate.cli("profile", "assign", "lan", "--directory", "/")
+    assert "1 device loses the certificates lan, vpn, and their keys." in person.get("/profiles/p/lan").text
+    asked = person.post("/profiles/p/lan/remove", {})
+    assert asked.status == 200 and "1 device loses the certificates lan, vpn, and their keys." in asked.text
     person.post("/profiles/p/lan/remove", {"sure": "yes"})
     answer = person.post("/profiles", {**mine, "version": "2"})
     assert answer.status == 409 and "was removed by somebody else" in answer.text

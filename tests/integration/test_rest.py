@@ -71,6 +71,8 @@ def test_from_the_ca_to_the_certificate(lab: LabCa, fresh: Proxy, tmp_path: Path
     assert figures(fresh)["igelcert_ca_configured"] == 0 and "igelcert_ca_up" not in figures(fresh)
     rest.ask("GET", "/ca", status=404)
     rest.ask("POST", "/ca/test", status=404)
+    for path, methods in rest.ask("GET", "/openapi.json")["paths"].items():
+        assert all({"405", "431", "503"} <= set(each["responses"]) for each in methods.values()), path
     asked = lab.log()
     keystore = {key: est(lab)[key] for key in ("keystore", "keystore_password")}
     shown = rest.ask("POST", "/ca/keystore", keystore)
@@ -93,6 +95,8 @@ def test_from_the_ca_to_the_certificate(lab: LabCa, fresh: Proxy, tmp_path: Path
     rest.ask("POST", "/profiles/lan/assignments", {"kind": "directory", "target": "/Berlin"})
     device = fresh.device(tmp_path / "root", "A1", "pc1", "/Berlin/2")
     assert rest.ask("GET", "/profiles/lan/preview?unit_id=A1")[0]["subject"] == "O=Example, CN=pc1"
+    told = rest.ask("DELETE", "/profiles/lan", status=409)
+    assert told["field"] == "force" and "1 device loses the certificate lan, and its key" in told["error"]
     device.sync()
     detail = rest.ask("GET", "/devices/A1")
     certificate = detail["certificates"][0]
@@ -118,6 +122,8 @@ def test_from_the_ca_to_the_certificate(lab: LabCa, fresh: Proxy, tmp_path: Path
         "once, not for ever"
     )
     assert figures(fresh)['igelcert_requests_total{operation="renew",result="issued"}'] == 1
+    rest.ask("DELETE", "/profiles/lan?force=true")
+    rest.ask("GET", "/profiles/lan", status=404)
     asked = rest.ask("POST", "/renewals", {"directory": "/Berlin", "within": 3600})
     assert asked["certificates"] == 1 and asked["until"] == asked["from"] + 3600 and not asked["warnings"]
     assert rest.ask("GET", "/devices/A1")["certificates"][0]["asked"]
@@ -229,8 +235,15 @@ def test_import_tells_how_far_it_is(fresh: Proxy) -> None:
         (b"POST /api/v1/devices HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nfffffff\r\n", 413),
         (b"POST http://x/api/v1/devices HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nno\r\n", 400),
         (b"GET /api/v1/devices HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 40_000, 431),
+        (b"GET /api/v1/devices HTTP/1.1\r\nHost: x\r\nX-Long: " + b"x" * 10_000 + b"\r\n\r\n", 431),
+        (b"GET /api/v1/devices HTTP/1.1\r\nHost: x\r\n" + b"X-Many: x\r\n" * 101 + b"\r\n", 431),
+        (b"GET /api/v1//devices HTTP/1.1\r\nHost: x\r\n\r\n", 404),
+        (b"PUT /api/v1/profiles/%ff HTTP/1.1\r\nHost: x\r\nContent-Length: 0\r\n\r\n", 400),
+        (b"GET /api/v1/devices?search=%ff HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (b"TRACE /api/v1/devices HTTP/1.1\r\nHost: x\r\n\r\n", 405),
         (b"GET /api/v1/devices HTTP/9\r\nHost: x\r\n\r\n", 400),
     ],
+    ids=lambda value: value[:60].decode().replace("\r\n", " ") if isinstance(value, bytes) else str(value),
 )  # fmt: skip
 def test_what_the_program_never_sees_is_answered_as_documented(
     fresh: Proxy, request_: bytes, status: int

@@ -347,6 +347,27 @@ def test_two_administrators_edit_one_profile(context: Context) -> None:
         profiles.store(context, "lan", document("lan"), expected=2)
 
 
+def test_what_is_lost_with_a_profile(context: Context) -> None:
+    profiles.store(context, "p", document("lan", "vpn"))
+    profiles.assign(context, "p", directory="/Berlin")
+    devices.add(context, "B1", "/Berlin/2")
+    profiles.assign(context, "p", device="B1")  # reached twice, counted once
+    devices.add(context, "B2", "/Berlin_2")  # not below /Berlin, and _ is no wildcard
+    assert str(profiles.loss(context, "p")) == "1 device loses the certificates lan, vpn, and their keys"
+    devices.add(context, "B3", "/Berlin")
+    with pytest.raises(ConflictError, match="2 devices lose the certificates lan, vpn, and their keys"):
+        profiles.remove(context, "p")
+    assert profiles.get(context, "p") is not None
+    profiles.store(context, "p", document("lan"))
+    assert str(profiles.loss(context, "p")) == "2 devices lose the certificate lan, and their keys"
+    profiles.remove(context, "p", force=True)
+    profiles.store(context, "q", document("lan"))
+    profiles.assign(context, "q", directory="/Ulm")
+    profiles.remove(context, "q")  # where no device is, nothing is lost
+    with pytest.raises(SettingsError, match="there is no profile"):
+        profiles.remove(context, "q")
+
+
 def test_preview_and_clashes(context: Context) -> None:
     devices.add(context, "A1", "/a/b", "pc1")
     device = devices.get(context, "A1")

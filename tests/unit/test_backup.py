@@ -168,6 +168,7 @@ def test_what_is_in_the_way_stays(full: Context, tmp_path: Path, capsys: pytest.
     (data / "file").write_text("mine")
     assert restore(saved, data) == 1 and "not empty" in capsys.readouterr().err
     assert [path.name for path in data.iterdir()] == ["file"]
+    assert restore(saved, data / "file") == 1 and "file is not a directory" in capsys.readouterr().err
 
 
 def test_the_wrong_passphrase(full: Context, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,6 +14,7 @@ NATIVE = {"igelcert._core": {"igelcert.crypto"}, "igelcert._der": None}
 # area -> areas of the package it may import besides errors, model, settings, renewal, crypto
 MAY = {
     "errors": set(),
+    "words": set(),
     "model": set(),
     "record": set(),
     "settings": set(),
@@ -24,9 +25,10 @@ MAY = {
     "proxy": {"codec", "proxy"},
     "labca": {"codec", "labca"},
 }
-VALUES = {"errors", "model", "record", "settings", "renewal"}
+VALUES = {"errors", "model", "record", "settings", "renewal", "words"}
 BASE = {
     "errors": set(),
+    "words": set(),
     "record": set(),
     "model": {"errors", "record"},
     "settings": {"errors", "model", "record"},

@@ -14,7 +14,7 @@ from igelcert.proxy import challenges, devices, profiles, rekeying
 from igelcert.proxy.cli import main
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import now
-from igelcert.proxy.schema import metadata, ndes_challenges
+from igelcert.proxy.schema import audit, metadata, ndes_challenges
 from igelcert.proxy.schema import profiles as table
 from igelcert.proxy.secrets import Sealer
 from igelcert.proxy.upstream.config import ScepSettings, load, store
@@ -112,8 +112,32 @@ def test_what_is_refused(full: Context, stores: Stores, tmp_path: Path) -> None:
     ):
         other.sealer.add_new()
         rekeying.take_over(full, Sealer.open(_without_first(other.data / "master.key")))
-    with rekeying.alone(full), pytest.raises(StorageError, match="by another command"), rekeying.alone(full):
-        pass
+
+
+def test_two_at_once(
+    full: Context, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The second one changes nothing, whether the first is at work or has just ended."""
+    here, before = ["rekey", "--data", str(full.data)], rekeying.state(full)
+    with rekeying.alone(full):
+        assert main(here) == 75 and "another rekey is at work" in capsys.readouterr().err
+        if full.db.shared:  # at another proxy
+            shutil.copytree(full.data, tmp_path / "two")
+            assert main(["rekey", "--data", str(tmp_path / "two")]) == 75
+    assert rekeying.state(full) == before
+    opened = Context.open
+
+    def late(data: Path) -> Context:
+        monkeypatch.setattr(Context, "open", opened)
+        assert main(here) == 0
+        return opened(data)
+
+    monkeypatch.setattr(Context, "open", late)
+    assert main(here) == 75 and "has just ended" in capsys.readouterr().err
+    with full.db.read() as connection:
+        begun = sa.select(audit.c.id).where(audit.c.detail.contains("is to follow"))
+        assert len(connection.execute(begun).all()) == 1
+    assert main(here) == 0, "the lock is given back"
 
 
 def _without_first(path: Path) -> Path:

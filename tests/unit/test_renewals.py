@@ -15,12 +15,13 @@ from igelcert import crypto
 from igelcert.crypto import Key
 from igelcert.errors import SettingsError
 from igelcert.proxy import certificates, changes, devices, profiles, renewals, windows
+from igelcert.proxy.cli import main
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import now
 from igelcert.proxy.schema import certificates as certificate_table
 from igelcert.proxy.schema import renewal_slots
 from igelcert.proxy.schema import renewals as renewal_table
-from igelcert.proxy.upstream.config import CaConfig, EstSettings, rate, rate_of, store
+from igelcert.proxy.upstream.config import CaConfig, EstSettings, load, rate, rate_of, store
 from igelcert.settings import EnrollmentSettings
 
 DAY = 86_400
@@ -220,6 +221,28 @@ def test_a_rate_is_read_and_refused() -> None:
 
 
 # ---- renewals that are asked for ----------------------------------------------------------------
+
+
+def test_a_rate_is_kept_until_another_is_named(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    def set_scep(*more: str) -> str:
+        words = ["ca", "set-scep", "--name", "x", "--url", "http://ca.example/", *more]
+        assert main([*words, "--data", str(context.data)]) == 0
+        return capsys.readouterr().out
+
+    def there() -> tuple[int, int]:
+        config = load(context)
+        assert config is not None
+        return config.settings.rate, config.scep.poll
+
+    assert "kept" not in set_scep() and there() == (0, 60)
+    set_scep("--rate", "10/min", "--poll", "7")
+    said = set_scep("--profile", "P")
+    assert "kept: a rate of 600 certificates an hour" in said and "every 7 seconds" in said
+    assert there() == (600, 7)
+    assert "rate" not in set_scep("--rate", "0", "--poll", "60") and there() == (0, 60)
+    store(context, EstSettings("e", "ca.example", rate=5))
+    set_scep("--yes")
+    assert there() == (0, 60), "the rate is another CA's"
 
 
 def test_an_incident_in_the_order_of_expiry(context: Context) -> None:

@@ -18,6 +18,7 @@ from igelcert import crypto
 from igelcert.codec.pem import decode_pem
 from igelcert.errors import ConflictError
 from igelcert.proxy import devices, rollover
+from igelcert.proxy.cli import main
 from igelcert.proxy.context import Context
 from igelcert.proxy.schema import management_cas, management_certificates
 
@@ -129,12 +130,26 @@ def test_one_step_after_the_other(context: Context) -> None:
     assert states(context) == [("retired", 1), ("issuing", 2)]
 
 
-def test_now_leaves_devices_behind(context: Context) -> None:
+def test_now_leaves_devices_behind(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    def said(step: str, *more: str) -> str:
+        assert main(["management-ca", step, *more, "--data", str(context.data)]) == 0
+        return capsys.readouterr().out
+
     register(context, "A1")
-    rollover.roll(context)
-    rollover.switch(context, now_=True)
-    rollover.retire(context, now_=True)
+    assert "1 device (A1) has yet to hear of it" in said("roll")
+    said("switch", "--now")
+    assert "1 device goes by it still, and cannot come any more" in said("retire", "--now")
     assert states(context) == [("retired", 1), ("issuing", 0)]
+
+
+def test_a_change_without_devices(context: Context, capsys: pytest.CaptureFixture[str]) -> None:
+    for step, sentence in (
+        ("roll", "no device has to hear of it"),
+        ("switch", "issues"),
+        ("retire", "counts no more\n"),
+    ):
+        assert main(["management-ca", step, "--data", str(context.data)]) == 0
+        assert sentence in capsys.readouterr().out
 
 
 def test_tags_change_when_a_device_has_to_do_something(context: Context) -> None:

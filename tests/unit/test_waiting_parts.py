@@ -116,7 +116,7 @@ def test_who_is_concerned(context: Context) -> None:
         (lambda: profiles.store(context, "p", document), [("device", "A1"), ("directory", "/B")]),
         (lambda: profiles.allow_passthrough(context, "p", True), []),
         (lambda: profiles.unassign(context, "p", device="A1"), [("device", "A1")]),
-        (lambda: profiles.remove(context, "p"), [("directory", "/B")]),
+        (lambda: profiles.remove(context, "p", force=True), [("directory", "/B")]),
         (lambda: devices.remove(context, "A1"), [("device", "A1")]),
         (lambda: ca.store(context, ca.ScepSettings("x", "http://ca/")), []),
         (

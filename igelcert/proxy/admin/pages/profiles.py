@@ -148,10 +148,16 @@ def add(routes: Blueprint, context: Context) -> None:
     @routes.post("/profiles/p/<name>/remove")
     @form(context)
     def profile_remove(name: str) -> Answer:
-        if question := unsure(f"Remove the profile {name}? Devices then remove its certificates."):
+        if question := unsure(_removal(context, name)):
             return question
-        profiles.remove(context, name)
+        profiles.remove(context, name, force=True)
         return done("profiles_page", "removed")
+
+
+def _removal(context: Context, name: str) -> str:
+    """The question before a profile is removed."""
+    lost = profiles.loss(context, name)
+    return f"Remove the profile {name}? " + (f"{lost}." if lost else "No device has certificates of it.")
 
 
 def _values(found: Stored) -> dict[str, Any]:
@@ -220,6 +226,7 @@ def _page(
         "clashes": clashes,
         "key_names": KEY_NAMES,
         "editable": caller().may_change,
+        "removal": _removal(context, stored.name) if stored else "",
         "directories": [each.path for each in inventory.tree(context)],
         "blank": _blank("999"),
     }

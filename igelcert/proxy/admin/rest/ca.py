@@ -6,13 +6,11 @@ from typing import Any
 
 from ... import ca
 from ...upstream import config as ca_config
-from ..schemas import Schema
-from .operations import CHANGED, JSON, Call, Missing, Operation
+from .operations import CHANGED, JSON, YES, Call, Missing, Operation
 
 __all__ = ["OPERATIONS"]
 
 NO_CA = {404: "no CA is configured"}
-YES: Schema = {"type": "boolean", "default": False}
 
 
 def _ca_get(call: Call) -> Any:

@@ -17,6 +17,7 @@ __all__ = [
     "NDJSON",
     "PAGED",
     "WORD",
+    "YES",
     "Call",
     "Handler",
     "Missing",
@@ -28,14 +29,17 @@ JSON = "application/json"
 NDJSON = "application/x-ndjson"
 LIMIT: Schema = {"type": "integer", "minimum": 1, "maximum": paging.MAX_LIMIT, "default": 100}
 OFFSET: Schema = {"type": "integer", "minimum": 0, "maximum": 1_000_000_000, "default": 0}
+YES: Schema = {"type": "boolean", "default": False}
 PAGED = {"limit": LIMIT, "offset": OFFSET}
-WORD: Schema = {"type": "string", "maxLength": 512, "default": ""}
+WORD: Schema = {"type": "string", "maxLength": paging.SEARCH_MAX, "default": ""}
 COMMON = {
     400: "malformed",
     401: "no token, or none that counts",
+    405: "the address does not take that method; Allow names those that it takes",
     413: "too large",
     429: "too many tokens that do not count",
-    431: "header too large",
+    431: "the header, or a field of it, is too large, or there are too many",
+    503: "the proxy cannot use its database now; Retry-After says when to come again",
 }
 CHANGED = {409: "somebody else changed it meanwhile"}
 

@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from ... import devices, profiles
-from .operations import CHANGED, JSON, Call, Missing, Operation
+from .operations import CHANGED, JSON, YES, Call, Missing, Operation
 
 __all__ = ["OPERATIONS"]
 
@@ -49,7 +49,7 @@ def _profile_put(call: Call) -> Any:
 
 
 def _profile_remove(call: Call) -> Any:
-    profiles.remove(call.context, _stored(call).name)
+    profiles.remove(call.context, _stored(call).name, force=call.query["force"])
 
 
 def _target(values: dict[str, Any]) -> dict[str, str]:
@@ -90,7 +90,14 @@ OPERATIONS = (
         body="ProfileInput",
         errors={**CHANGED, 404: "the name is none that a profile can have"},
     ),
-    Operation("DELETE", PROFILE, _profile_remove, "Remove a profile", errors=NO_PROFILE),
+    Operation(
+        "DELETE",
+        PROFILE,
+        _profile_remove,
+        "Remove a profile; force=true is needed while devices would lose certificates, and their keys, with it",
+        query={"force": YES},
+        errors={**NO_PROFILE, 409: "devices would lose certificates"},
+    ),
     Operation(
         "POST",
         f"{PROFILE}/assignments",
