@@ -16,6 +16,7 @@ from collections.abc import Generator
 from typing import Any, NamedTuple
 
 from igelcert.codec.http import Response
+from igelcert.record import replace
 
 __all__ = ["READ", "WRITE", "Line", "Loop", "Task", "Timing"]
 
@@ -144,7 +145,7 @@ class Line:
             body += yield from self._read(patience)
         timing = Timing(self._connect, time.monotonic() - start)
         self._connect = 0.0
-        return answer._replace(body=body), timing
+        return replace(answer, body=body), timing
 
     def _read(self, patience: float) -> Task:
         while True:
