@@ -22,7 +22,7 @@ from . import enrollments
 from .context import Context
 from .database import now
 from .devices import Device
-from .profiles import Effective, tag
+from .merging import Effective, tag
 from .schema import ndes_challenges
 from .upstream.config import CaConfig, load
 from .upstream.ndes import fetch_challenge

@@ -21,7 +21,7 @@ from .secrets import Sealer
 if TYPE_CHECKING:
     from .leases import Leases
     from .managementca import ManagementCa
-    from .profiles import Effective
+    from .merging import Effective
     from .upstream import Upstreams
 
 __all__ = ["DRAIN_MAX", "ETAG_KEY", "Config", "Context", "is_address"]
@@ -175,8 +175,8 @@ class Context:
 
     @cached_property
     def merged(self) -> Callable[[tuple[tuple[str, bytes, bool], ...]], Effective]:
-        """profiles.merge of what was asked for last: thousands of devices have the same few profiles."""
-        from .profiles import merge
+        """merging.merge of what was asked for last: thousands of devices have the same few profiles."""
+        from .merging import merge
 
         return lru_cache(MERGED_KEPT)(partial(merge, self))
 

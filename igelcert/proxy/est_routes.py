@@ -6,7 +6,7 @@ from flask import Blueprint, Response, g, request
 
 from ..codec import est, http, pkcs10
 from ..errors import Error, RemoteProtocolError
-from . import cacerts, challenges, enrollments, policy, profiles
+from . import cacerts, challenges, enrollments, merging, policy
 from .context import Context
 from .identity import Client, client_of
 from .relay import Answer, relay
@@ -78,7 +78,7 @@ def _enroll(context: Context, client: Client, operation: str, label: str | None)
             device, renewing = client.renewing_device()
         else:
             device, renewing = client.device(), None
-        assigned = profiles.effective(context, device)
+        assigned = merging.effective(context, device)
         version, wanted = standing(context)
         challenged = challenges.in_force(context, wanted)
     g.unit_id = device.unit_id

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-import copy
-import hashlib
-import hmac
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 import sqlalchemy as sa
 
-from .. import record
 from ..codec.est import OPERATIONS
 from ..errors import ConflictError, SettingsError
 from ..model import check_text
-from ..settings import MAX_CERTS, CertSettings, load_json, parse_document
-from . import changes, renewals
+from ..settings import load_json, parse_document
+from . import changes
 from .audit import actor
 from .context import Context
 from .database import now
 from .devices import Device, check_directory
+from .merging import assigned, opened, place
 from .schema import assignments, devices, profiles
 
 __all__ = [
-    "Effective",
     "Loss",
     "Preview",
     "Profile",
@@ -35,17 +31,14 @@ __all__ = [
     "assign",
     "assigned_to",
     "clashes",
-    "effective",
     "get",
     "listing",
     "loss",
-    "merge",
     "must_find",
     "place",
     "preview",
     "remove",
     "store",
-    "tag",
     "unassign",
     "with_secrets",
     "without_secrets",
@@ -72,19 +65,6 @@ class Profile:
     assigned: tuple[tuple[str, str], ...]
     updated: int
     passthrough: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Effective:
-    """What one device gets. document: as pushed; it holds secrets. certs: the same, parsed. passthrough: friendly
-    names whose profile lets the device's own SCEP client through to the CA. incomplete: something in it is still to
-    come, though nobody will change the settings."""
-
-    document: dict[str, Any]
-    certs: tuple[CertSettings, ...]
-    etag: str
-    passthrough: frozenset[str] = frozenset()
-    incomplete: bool = False
 
 
 def check_name(name: str) -> str:
@@ -122,7 +102,7 @@ def store(
             )
     with context.db.begin() as connection:
         row = connection.execute(sa.select(profiles).where(profiles.c.name == name)).one_or_none()
-        old = _open(context, name, row.sealed) if row is not None else {}
+        old = opened(context, name, row.sealed) if row is not None else {}
         if keep_secrets:
             document = with_secrets(document, old, renamed or {})
             parse_document(document)
@@ -189,7 +169,7 @@ def get(context: Context, name: str) -> Stored | None:
         ).all()
     if row is None:
         return None
-    document, secrets = without_secrets(_open(context, name, row.sealed))
+    document, secrets = without_secrets(opened(context, name, row.sealed))
     assigned = tuple((link.kind, link.target) for link in links)
     return Stored(name, document, secrets, row.version, row.updated, row.passthrough, assigned)
 
@@ -310,7 +290,7 @@ def _meet(one: tuple[str, str], other: tuple[str, str]) -> bool:
 
 def assigned_to(context: Context, device: Device) -> list[tuple[str, str, str]]:
     """(profile, kind, target) of what reaches the device, the nearest first: as it counts."""
-    return [(row.name, row.kind, row.target) for row in _assigned(context, device)]
+    return [(row.name, row.kind, row.target) for row in assigned(context, device)]
 
 
 def allow_passthrough(context: Context, name: str, allowed: bool) -> None:
@@ -364,7 +344,7 @@ def _loss(context: Context, connection: sa.Connection, name: str) -> Loss:
             below = devices.c.directory.startswith(f"{target}/", autoescape=True)
             reached.append(sa.or_(devices.c.directory == target, below))
     query = sa.select(sa.func.count()).select_from(devices).where(sa.or_(sa.false(), *reached))
-    names = tuple(cert.friendly_name for cert in parse_document(_open(context, name, sealed)).certs)
+    names = tuple(cert.friendly_name for cert in parse_document(opened(context, name, sealed)).certs)
     return Loss(connection.execute(query).scalar_one(), names)
 
 
@@ -431,7 +411,7 @@ def listing(context: Context) -> list[Profile]:
         links = connection.execute(sa.select(assignments).order_by(assignments.c.target)).all()
     found = []
     for row in rows:
-        certs = parse_document(_open(context, row.name, row.sealed)).certs
+        certs = parse_document(opened(context, row.name, row.sealed)).certs
         found.append(
             Profile(
                 row.name,
@@ -442,104 +422,6 @@ def listing(context: Context) -> list[Profile]:
             )
         )
     return found
-
-
-def effective(context: Context, device: Device) -> Effective:
-    """The documents assigned to the device as one: its own first, then those of its directories upwards.
-
-    Of equal friendly names the first one stands.
-    """
-    with context.db.read():
-        rows = _assigned(context, device)
-        wanted = renewals.wanted(context, device.unit_id)
-    found: Effective = context.merged(tuple((row.name, row.sealed, row.passthrough) for row in rows))
-    return _renewing(context, found, wanted) if wanted else found
-
-
-def merge(context: Context, rows: tuple[tuple[str, bytes, bool], ...]) -> Effective:
-    """The profiles (name, sealed document, passthrough), the nearest first, as one. Context.merged keeps some."""
-    found = [(_open(context, name, sealed), passthrough) for name, sealed, passthrough in rows]
-    documents = [document for document, _ in found]
-    certs: dict[str, tuple[Any, CertSettings]] = {}
-    passed = set()
-    for document, passthrough in found:
-        entries = document.get("certs", [])
-        for entry in entries:
-            parsed = parse_document({"certs": [entry]}).certs[0]
-            if len(certs) < MAX_CERTS:
-                if passthrough and parsed.friendly_name not in certs:
-                    passed.add(parsed.friendly_name)
-                certs.setdefault(parsed.friendly_name, (entry, parsed))
-    shown = next(
-        (doc["show_user_notifications"] for doc in documents if "show_user_notifications" in doc), True
-    )
-    merged = {"show_user_notifications": shown, "certs": [entry for entry, _ in certs.values()]}
-    return Effective(
-        merged,
-        tuple(parsed for _, parsed in certs.values()),
-        tag(context, merged),
-        frozenset(passed),
-    )
-
-
-def _renewing(context: Context, found: Effective, wanted: dict[str, dict[str, Any]]) -> Effective:
-    """The same, with the serial numbers of certificates that are to be renewed, and when."""
-    document = copy.deepcopy(found.document)
-    certs = list(found.certs)
-    for index, cert in enumerate(certs):
-        if asked := wanted.get(cert.friendly_name):
-            document["certs"][index].setdefault("enrollment", {}).update(asked)
-            certs[index] = record.replace(cert, enrollment=record.replace(cert.enrollment, **asked))
-    return replace(found, document=document, certs=tuple(certs), etag=tag(context, document))
-
-
-def tag(context: Context, document: dict[str, Any]) -> str:
-    """The ETag of a settings document. Keyed: it is no way to guess at passwords."""
-    mark = hmac.new(context.etag_key, json.dumps(document).encode(), hashlib.sha256)
-    return f'"{mark.hexdigest()[:32]}"'
-
-
-_ASSIGNED = (
-    sa.select(
-        assignments.c.kind,
-        assignments.c.target,
-        profiles.c.name,
-        profiles.c.sealed,
-        profiles.c.passthrough,
-    )
-    .join(profiles, profiles.c.name == assignments.c.profile)
-    .where(
-        sa.or_(
-            sa.and_(assignments.c.kind == "device", assignments.c.target == sa.bindparam("unit_id")),
-            sa.and_(
-                assignments.c.kind == "directory",
-                assignments.c.target.in_(sa.bindparam("above", expanding=True)),
-            ),
-        )
-    )
-)
-
-
-def _assigned(context: Context, device: Device) -> list[Any]:
-    """Rows (name, sealed, passthrough) of the device's profiles, the nearest first."""
-    parts = [part for part in device.directory.split("/") if part]
-    above = ["/" + "/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
-    with context.db.read() as connection:
-        rows = connection.execute(_ASSIGNED, {"unit_id": device.unit_id, "above": above}).all()
-    rank = {target: index for index, target in enumerate(above)}
-    ordered = sorted(rows, key=lambda row: (-1 if row.kind == "device" else rank[row.target], row.name))
-    found: dict[str, Any] = {}
-    for row in ordered:  # assigned twice, it counts where it counts most
-        found.setdefault(row.name, row)
-    return list(found.values())
-
-
-def _open(context: Context, name: str, sealed: bytes) -> Any:
-    return json.loads(context.sealer.unseal(sealed, place(name)))
-
-
-def place(name: str) -> str:
-    return f"profiles/{name}"
 
 
 def _unknown(name: str) -> SettingsError:

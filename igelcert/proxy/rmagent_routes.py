@@ -9,7 +9,7 @@ from flask import Blueprint, Response, g, jsonify, request
 
 from ..errors import RemoteProtocolError, SettingsError
 from ..settings import EnrollmentSettings, load_json
-from . import certificates, challenges, changes, devices, profiles, rollover
+from . import certificates, challenges, changes, devices, merging, registration, rollover
 from .context import Context
 from .identity import client_of
 from .upstream.config import standing
@@ -32,10 +32,10 @@ def make(context: Context) -> Blueprint:
     def register() -> Response:
         body = _object()
         if "token" in body:
-            return jsonify(devices.register(context, body))
+            return jsonify(registration.register(context, body))
         device = client_of(context, request.environ).device()
         g.unit_id = device.unit_id
-        return jsonify(devices.renew_identity(context, device, body))
+        return jsonify(registration.renew_identity(context, device, body))
 
     @routes.get("/settings")
     def settings() -> Response:
@@ -44,7 +44,7 @@ def make(context: Context) -> Blueprint:
         with context.db.read():  # one view: what changes later has a later id
             device = client.device()
             since = changes.newest(context) if seconds else 0
-            found = profiles.effective(context, device)
+            found = merging.effective(context, device)
             challenged = challenges.in_force(context, standing(context)[1])
             cas = rollover.standing(context)
         g.unit_id = device.unit_id
@@ -78,7 +78,7 @@ def make(context: Context) -> Blueprint:
         device = client.device()
         g.unit_id = device.unit_id
         body = _object()
-        said = devices.report(context, device, body, client.certificate)
+        said = registration.report(context, device, body, client.certificate)
         if said is None:
             return Response(status=204)
         failing = {entry["friendly_name"] for entry in said if entry["error"]}
@@ -86,7 +86,7 @@ def make(context: Context) -> Blueprint:
         return jsonify(windows=found) if found else Response(status=204)
 
     def _rules(device: devices.Device) -> dict[str, EnrollmentSettings]:
-        return {cert.friendly_name: cert.enrollment for cert in profiles.effective(context, device).certs}
+        return {cert.friendly_name: cert.enrollment for cert in merging.effective(context, device).certs}
 
     return routes
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Blueprint, Response, g, request
 
 from ..errors import RemoteProtocolError, TransportError
-from . import passthrough, profiles
+from . import merging, passthrough
 from .context import Context
 from .identity import client_of
 
@@ -24,7 +24,7 @@ def make(context: Context) -> Blueprint:
         client = client_of(context, request.environ)
         device = passthrough.device_of(context, secret) if secret else client.device()
         g.unit_id = device.unit_id
-        if label not in profiles.effective(context, device).passthrough:
+        if label not in merging.effective(context, device).passthrough:
             raise RemoteProtocolError(
                 f"no profile lets this device through to the CA for {label[:80]!r}", status_hint=403
             )

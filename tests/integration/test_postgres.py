@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from igelcert.proxy import devices, enrollments, profiles, schema
+from igelcert.proxy import devices, enrollments, merging, profiles, schema
 from igelcert.proxy.context import Context
 from tests.support.chain import LabCa, ok, proxy, run
 from tests.support.postgres import PASSWORD, Cluster
@@ -248,7 +248,7 @@ def test_a_copy_is_the_whole(
     # secrets open, and what counts by itself counts on
     device = devices.get(there, "U1")
     assert device is not None
-    assert [cert.friendly_name for cert in profiles.effective(there, device).certs] == ["lan"]
+    assert [cert.friendly_name for cert in merging.effective(there, device).certs] == ["lan"]
     devices.add(there, "NEW")
     again = run(*args)
     assert again.returncode == 1 and "is not empty" in again.stderr

@@ -27,15 +27,20 @@ pairs = st.tuples(moments, moments)
 # ---- on the device ------------------------------------------------------------------------------
 
 
+def own_rule(life: int, percent: int, place: float) -> tuple[int, int, int]:
+    """Of a certificate from now on: its end, when it is due, and when the device renews it that is told nothing."""
+    end = NOW + life
+    due = renew_at(NOW, end, EnrollmentSettings(renewal_period=percent))
+    assert due is not None
+    return end, due, schedule.paced_renewal(due, end, place)
+
+
 @given(lives, percents, st.one_of(st.none(), pairs), places)
 def test_no_window_lets_a_certificate_expire(
     life: int, percent: int, window: tuple[int, int] | None, place: float
 ) -> None:
     """Whatever a proxy says: renewed before the time near the expiry, or when the own rule says."""
-    end = NOW + life
-    due = renew_at(NOW, end, EnrollmentSettings(renewal_period=percent))
-    assert due is not None
-    own = schedule.paced_renewal(due, end, place)
+    end, due, own = own_rule(life, percent, place)
     moment = schedule.planned(due, NOW, (NOW, end), place, window)
     assert moment is not None and moment <= max(own, last_moment(due, end)) <= end
     if window is None or not schedule.window_counts(window, due, NOW, end):
@@ -47,10 +52,7 @@ def test_no_window_makes_a_device_hammer(
     life: int, percent: int, window: tuple[int, int], asked: tuple[int, int], place: float
 ) -> None:
     """A certificate that has just come stays for a least time, unless the own rule has it due."""
-    end = NOW + life
-    due = renew_at(NOW, end, EnrollmentSettings(renewal_period=percent))
-    assert due is not None
-    own = schedule.paced_renewal(due, end, place)
+    end, due, own = own_rule(life, percent, place)
     moment = schedule.planned(due, NOW, (NOW, end), place, window)
     least = min(schedule.WINDOW_LEAST, max(1, life // 100))
     assert moment is not None and moment >= min(own, NOW + least, last_moment(due, end))

@@ -27,7 +27,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from igelcert.proxy import devices
+from igelcert.proxy import devices, registration
 from igelcert.proxy.context import Context
 
 __all__ = ["Crowd", "crowd", "register"]
@@ -48,7 +48,7 @@ def register(data: Path, to: Path, units: list[str], directory: str) -> None:
         subject = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, token.unit_id)])
         csr = x509.CertificateSigningRequestBuilder().subject_name(subject).sign(key, hashes.SHA256())
         text = base64.b64encode(csr.public_bytes(serialization.Encoding.DER)).decode()
-        made = devices.register(context, {"token": token.token, "unit_id": token.unit_id, "csr": text})
+        made = registration.register(context, {"token": token.token, "unit_id": token.unit_id, "csr": text})
         (to / token.unit_id).write_text(made["certificate"])
     context.db.close()
     (to / "trust").write_bytes((data / "trust.pem").read_bytes())

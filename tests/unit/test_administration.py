@@ -23,8 +23,10 @@ from igelcert.proxy import (
     enrollment_log,
     importing,
     inventory,
+    merging,
     overview,
     profiles,
+    registration,
     renewals,
 )
 from igelcert.proxy.admin import accounts, sessions
@@ -104,7 +106,7 @@ def test_a_directory_moves_with_all_that_is_in_it(context: Context) -> None:
     assert inventory.move_directory(context, "/Berlin", "/Munich/East") == 1
     moved = devices.get(context, "A1")
     assert moved is not None and moved.directory == "/Munich/East/Floor 2"
-    assert [cert.friendly_name for cert in profiles.effective(context, moved).certs] == ["lan"]
+    assert [cert.friendly_name for cert in merging.effective(context, moved).certs] == ["lan"]
     other = devices.get(context, "A2")
     assert other is not None and other.directory == "/Berlin_2"
     for path, to, sentence in (
@@ -187,10 +189,10 @@ def test_a_device_that_reports_trouble_is_failing(
     device = devices.get(context, "A1")
     assert device is not None
     good = {"friendly_name": "lan", "state": "valid", "error": "", "not_after": now() + DAY}
-    devices.report(context, device, {"certs": [good, {**good, "friendly_name": "vpn", **said}]})
+    registration.report(context, device, {"certs": [good, {**good, "friendly_name": "vpn", **said}]})
     found = [each.unit_id for each in inventory.search(context, state="failing").items]
     assert found == (["A1"] if trouble else []) and bool(overview.collect(context).trouble) is trouble
-    devices.report(context, device, {"certs": [good]})
+    registration.report(context, device, {"certs": [good]})
     assert not inventory.search(context, state="failing").items
 
 
@@ -254,16 +256,16 @@ def test_renew_now_is_in_the_settings_until_it_is_done(context: Context) -> None
     with pytest.raises(SettingsError, match="no certificate yet"):
         renewals.renew_now(context, "A1")
     has_certificate(context, "A1", "lan", now() + 100 * DAY, serial="0BAD")
-    before = profiles.effective(context, device)
+    before = merging.effective(context, device)
     assert renewals.renew_now(context, "A1") == ["lan"]
-    asked = profiles.effective(context, device)
+    asked = merging.effective(context, device)
     assert asked.etag != before.etag
     assert [cert.enrollment.renew_serial for cert in asked.certs] == ["0BAD", ""]
     assert asked.document["certs"][0]["enrollment"]["renew_serial"] == "0BAD"
     assert [cert.asked is not None for cert in certificates.of_device(context, "A1")] == [True]
     with context.db.begin() as connection:
         certificates.note(connection, "A1", "lan", crypto.parse_certificate(_a_certificate(context)))
-    assert profiles.effective(context, device).etag == before.etag
+    assert merging.effective(context, device).etag == before.etag
 
 
 def _a_certificate(context: Context) -> bytes:
@@ -278,7 +280,7 @@ def test_a_certificate_that_the_device_no_longer_has_is_forgotten(context: Conte
     has_certificate(context, "A1", "lan", now() + DAY)
     device = devices.get(context, "A1")
     assert device is not None
-    devices.report(context, device, {"certs": [{"friendly_name": "lan", "state": "ok"}]})
+    registration.report(context, device, {"certs": [{"friendly_name": "lan", "state": "ok"}]})
     assert [cert.friendly_name for cert in certificates.of_device(context, "A1")] == ["lan"]
 
 
@@ -321,7 +323,7 @@ def test_passwords_go_in_and_never_out(context: Context) -> None:
     def password() -> str:
         devices.add(context, f"u{time.monotonic_ns()}", "/")
         device = inventory.search(context, limit=1).items[0]
-        return profiles.effective(context, device).certs[0].key.crypt_password
+        return merging.effective(context, device).certs[0].key.crypt_password
 
     profiles.assign(context, "lan", directory="/")
     fresh = {**shown.document}

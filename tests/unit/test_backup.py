@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from igelcert.proxy import backup, devices, profiles, rekeying, schema
+from igelcert.proxy import backup, devices, merging, profiles, rekeying, schema
 from igelcert.proxy.cli import main
 from igelcert.proxy.context import Context
 from tests.support.chain import command
@@ -44,7 +44,7 @@ def plain(context: Context) -> bytes:
     device = devices.get(context, "U1")
     assert device is not None
     profiles.assign(context, "p", device="U1")
-    return json.dumps(profiles.effective(context, device).document, ensure_ascii=False).encode()
+    return json.dumps(merging.effective(context, device).document, ensure_ascii=False).encode()
 
 
 def test_what_is_restored_is_what_was_saved(full: Context, tmp_path: Path) -> None:

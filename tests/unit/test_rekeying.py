@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from igelcert.errors import CheckError, ConflictError, StorageError
-from igelcert.proxy import challenges, devices, profiles, rekeying
+from igelcert.proxy import challenges, devices, merging, profiles, rekeying
 from igelcert.proxy.cli import main
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import now
@@ -68,7 +68,7 @@ def test_a_change_that_was_cut_goes_on(
     full: Context, cut: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copy(full.data / "master.key", tmp_path / "old.key")
-    tag = profiles.tag(full, {})
+    tag = merging.tag(full, {})
     drawn = full.sealer.add_new() if cut == "key drawn" else ""
     if not drawn:
         rekeying.begin(full)
@@ -98,7 +98,7 @@ def test_a_change_that_was_cut_goes_on(
     config = load(fresh)
     assert config is not None and config.password == SECRET
     assert fresh.management_ca.fingerprint == full.management_ca.fingerprint
-    assert profiles.tag(fresh, {}) == tag, "devices need not fetch their settings again"
+    assert merging.tag(fresh, {}) == tag, "devices need not fetch their settings again"
     fresh.db.close()
 
 

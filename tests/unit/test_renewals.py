@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from igelcert import crypto
 from igelcert.crypto import Key
 from igelcert.errors import SettingsError
-from igelcert.proxy import certificates, changes, devices, profiles, renewals, windows
+from igelcert.proxy import certificates, changes, devices, merging, profiles, renewals, windows
 from igelcert.proxy.cli import main
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import now
@@ -300,9 +300,9 @@ def test_the_settings_say_it_and_the_others_stay_as_they_are(context: Context) -
         has(context, unit, now() + 50 * DAY)
     one, two = devices.get(context, "A1"), devices.get(context, "A2")
     assert one is not None and two is not None
-    before = profiles.effective(context, one).etag
+    before = merging.effective(context, one).etag
     renewals.renew(context, device="A1", within=HOUR)
-    found = profiles.effective(context, one)
+    found = merging.effective(context, one)
     begin, until = asked(context)["A1"]
     assert found.document["certs"][0]["enrollment"] == {
         "renew_serial": "A10A",
@@ -310,9 +310,9 @@ def test_the_settings_say_it_and_the_others_stay_as_they_are(context: Context) -
         "renew_until": until,
     }
     assert found.certs[0].enrollment.renew_until == until and found.etag != before
-    assert profiles.effective(context, two).etag == before
+    assert merging.effective(context, two).etag == before
     issue(context, "A1")
-    assert profiles.effective(context, one).etag == before, "done, and a window of its own changes no tag"
+    assert merging.effective(context, one).etag == before, "done, and a window of its own changes no tag"
 
 
 def test_more_than_the_rate_is_said(context: Context) -> None:

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from igelcert import crypto
 from igelcert.codec.pem import decode_pem
 from igelcert.errors import ConflictError
-from igelcert.proxy import devices, rollover
+from igelcert.proxy import devices, registration, rollover
 from igelcert.proxy.cli import main
 from igelcert.proxy.context import Context
 from igelcert.proxy.schema import management_cas, management_certificates
@@ -34,14 +34,14 @@ def csr(unit: str) -> str:
 def register(context: Context, unit: str) -> bytes:
     """Its management certificate, DER."""
     token = devices.add(context, unit).token
-    answer = devices.register(context, {"token": token, "unit_id": unit, "csr": csr(unit)})
+    answer = registration.register(context, {"token": token, "unit_id": unit, "csr": csr(unit)})
     return x509.load_pem_x509_certificate(answer["certificate"].encode()).public_bytes(Encoding.DER)
 
 
 def renew(context: Context, unit: str) -> bytes:
     device = devices.get(context, unit)
     assert device is not None
-    answer = devices.renew_identity(context, device, {"csr": csr(unit)})
+    answer = registration.renew_identity(context, device, {"csr": csr(unit)})
     return x509.load_pem_x509_certificate(answer["certificate"].encode()).public_bytes(Encoding.DER)
 
 
@@ -49,7 +49,7 @@ def report(context: Context, unit: str, certificate: bytes) -> None:
     """As a device does that follows."""
     device = devices.get(context, unit)
     assert device is not None
-    devices.report(context, device, {"trust": rollover.standing(context).trust}, certificate)
+    registration.report(context, device, {"trust": rollover.standing(context).trust}, certificate)
 
 
 @pytest.mark.parametrize("trusted", ["old", "new", "both"])
@@ -66,7 +66,7 @@ def test_a_device_registers_with_whatever_it_trusts(context: Context, trusted: s
             continue
         unit = f"A{context.management_ca.number}{len(roots)}{step is None}"
         token = devices.add(context, unit).token
-        answer = devices.register(context, {"token": token, "unit_id": unit, "csr": csr(unit)})
+        answer = registration.register(context, {"token": token, "unit_id": unit, "csr": csr(unit)})
         leaf = decode_pem(answer["certificate"].encode())[0]
         crypto.verify_chain(leaf, decode_pem(answer["ca"].encode()), anchors, int(time.time()), partial=True)
 
@@ -75,14 +75,14 @@ def test_a_registration_that_comes_again_issues_nothing(context: Context) -> Non
     """The device had no use for the answer, or never got it."""
     token = devices.add(context, "A1").token
     body = {"token": token, "unit_id": "A1", "csr": csr("A1")}
-    first = devices.register(context, body)
-    assert devices.register(context, body) == first
+    first = registration.register(context, body)
+    assert registration.register(context, body) == first
     with context.db.read() as connection:
         assert len(connection.execute(management_certificates.select()).all()) == 1
     assert states(context) == [("issuing", 1)]
     rollover.roll(context)
     rollover.switch(context, now_=True)
-    again = devices.register(context, body)
+    again = registration.register(context, body)
     assert again["certificate"] != first["certificate"]
     assert states(context) == [("leaving", 0), ("issuing", 1)], "it is from the CA that issues now"
     assert rollover.lagging(context).count == 0

@@ -15,7 +15,7 @@ from igelcert.codec import pkcs10
 from igelcert.crypto import Key
 from igelcert.errors import Error, RemoteProtocolError, SettingsError
 from igelcert.model import CsrSpec, Subject
-from igelcert.proxy import certificates, challenges, changes, devices, enrollments
+from igelcert.proxy import certificates, challenges, changes, devices, enrollments, registration
 from igelcert.proxy.admin import accounts
 from igelcert.proxy.context import Context
 from igelcert.proxy.upstream.config import CaConfig, EstSettings, ScepSettings, current_version, store
@@ -88,7 +88,7 @@ def test_two_devices_do_not_get_one_host_name(context: Context, other: Context) 
         known = [devices.get(context, unit) for unit in units]
         body = {"hostname": f"tc-{number}", "certs": []}
         acts = [
-            lambda each=each, device=device, body=body: devices.report(each, device, body)  # type: ignore[arg-type]
+            lambda each=each, device=device, body=body: registration.report(each, device, body)  # type: ignore[arg-type]
             for each, device in zip((context, other, context), known, strict=True)
         ]
         assert split(race(*acts), RemoteProtocolError) == (1, 2)
@@ -106,7 +106,7 @@ def test_a_registration_token_is_good_once(context: Context, other: Context) -> 
             for _ in range(3)
         ]
         acts = [
-            lambda each=each, body=body: devices.register(each, body)
+            lambda each=each, body=body: registration.register(each, body)
             for each, body in zip((context, other, context), bodies, strict=True)
         ]
         assert split(race(*acts), RemoteProtocolError) == (1, 2)

@@ -7,7 +7,7 @@ from typing import Any
 from flask import Blueprint, Response, make_response, render_template, request
 
 from ....errors import ConflictError, SettingsError
-from ... import certificates, inventory, profiles, renewals
+from ... import certificates, inventory, merging, profiles, renewals
 from ... import devices as registry
 from ...context import Context
 from ...importing import MAX_SHEET, Import, token_sheet
@@ -264,7 +264,7 @@ def _device(
     if found is None:
         text = f"No device {unit_id[:64]!r} is known: it was removed, or never added."
         return make_response(render_template("problem.html", title="Unknown device", text=text), 404)
-    given = profiles.effective(context, found.device)
+    given = merging.effective(context, found.device)
     names = dict.fromkeys([cert.friendly_name for cert in given.certs])
     names |= dict.fromkeys([cert.friendly_name for cert in found.certs])
     shown = {
