@@ -156,7 +156,7 @@ def _profile_commands(commands: Any, common: argparse.ArgumentParser) -> None:
     made.add_argument("--json", action="store_true", help="print JSON")
     made = _action(
         actions, common, "remove", _profile_remove,
-        "remove a profile; devices then remove its certificates and their keys, so it asks where some have them",
+        "remove a profile; devices then remove its certificates and keys: on a terminal it asks where some have them",
     )  # fmt: skip
     made.add_argument("name", metavar="NAME")
     made.add_argument("--yes", action="store_true", help="do not ask")
@@ -345,8 +345,10 @@ def _profile_remove(args: argparse.Namespace, output: Output, context: Context) 
     try:
         profiles.remove(context, args.name)
     except ConflictError as err:
-        agree(args, f"{err}.")
+        if sys.stdin.isatty():
+            agree(args, f"{err}.")
         profiles.remove(context, args.name, force=True)
+        print(f"ca-proxy: {err}", file=sys.stderr)
     output.line(f"profile {args.name} was removed")
     return 0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import socket
 import stat
@@ -160,10 +161,14 @@ def test_profiles(data: Path, tmp_path: Path) -> None:
     assert proxy(data, "profile", "unassign", "Büro", "--directory", "/").returncode == 78
     assert proxy(data, "profile", "assign", "Büro", "--directory", "/").returncode == 0
     assert proxy(data, "device", "add", "--unit-id", "A1").returncode == 0
-    asked = proxy(data, "profile", "remove", "Büro")
-    assert asked.returncode == 64 and "1 device loses the certificate x, and its key" in asked.stderr
-    assert json.loads(proxy(data, "profile", "list", "--json").stdout)
-    assert proxy(data, "profile", "remove", "Büro", "--yes").returncode == 0
+    line = shlex.join([str(command("ca-proxy")), "profile", "remove", "Büro", "--data", str(data)])
+    asked = subprocess.run(
+        ["script", "-qec", line, "/dev/null"], input=b"n\n", capture_output=True, timeout=60
+    )
+    assert asked.returncode == 64 and "1 device loses the certificate x, and its key" in asked.stdout.decode()
+    assert json.loads(proxy(data, "profile", "list", "--json").stdout), "on a terminal it asks"
+    done = proxy(data, "profile", "remove", "Büro")
+    assert done.returncode == 0 and "1 device loses the certificate x, and its key" in done.stderr
     assert json.loads(proxy(data, "profile", "list", "--json").stdout) == []
     assert proxy(data, "profile", "set", "x", "--settings", tmp_path / "missing").returncode == 1
     assert proxy(data, "profile", "set", "x", "--settings", tmp_path).returncode == 1
