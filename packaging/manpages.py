@@ -185,6 +185,8 @@ def page(name: str) -> str:
         f"{bold(name)} {italic('COMMAND')} ...",
         ".PP",
         f"{bold(name)} [{italic('COMMAND')}] {bold('--help')}",
+        ".PP",
+        f"{bold(name)} {bold('--version')}",
         ".SH DESCRIPTION",
         *paragraphs(parser.description or ""),
         ".SH COMMANDS",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 
+from .. import __version__
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
@@ -47,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--config", metavar="FILE", help="instead of /etc/igelcert/device.toml")
     common.add_argument("--verbose", action="store_true", help="log lines on the screen as well")
     parser = Parser(prog="igel-certs", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="igel-certs")
 
     def add(name: str, help: str) -> argparse.ArgumentParser:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 
+from .. import __version__
 from ..errors import Error, SettingsError
 from .config import load
 from .log import Log
@@ -56,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     common.add_argument("--config", metavar="FILE", help="instead of /etc/igelcert/device.toml")
     common.add_argument("--verbose", action="store_true", help="log lines on the screen as well")
     parser = Parser(prog="rmagent", description=DESCRIPTION, epilog=EPILOG, formatter_class=raw)
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="rmagent")
     help_register = "become known to the proxy with a one-time token: management key and certificate"
     register = commands.add_parser(

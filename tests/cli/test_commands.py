@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from igelcert import __version__
 from igelcert.model import KEY_TYPES
 from tests.support.chain import command, ok, run, served
 from tests.support.tree import openssl
@@ -312,3 +313,8 @@ def test_output_that_nobody_reads(tmp_path: Path) -> None:
 def test_a_limit_is_a_count(data: Path, limit: str) -> None:
     done = run("ca-proxy", "enrollments", "--data", data, f"--limit={limit}")
     assert done.returncode == 64 and "is not a whole number" in done.stderr
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_version(name: str) -> None:
+    assert ok(name, "--version") == f"{name} {__version__}\n"
