@@ -67,7 +67,7 @@ PARTS = {
     "urllib": "netclient",
 }
 CORE = {
-    "argparse", "binascii", "collections", "contextlib", "dataclasses", "errno", "functools", "grp", "ipaddress", "os",
+    "argparse", "binascii", "collections", "contextlib", "dataclasses", "errno", "functools", "gc", "grp", "ipaddress", "os",
     "pwd", "re", "select", "shutil", "signal", "stat", "struct", "subprocess", "sys", "threading", "time", "typing",
     "unicodedata", "zlib",
 }  # fmt: skip

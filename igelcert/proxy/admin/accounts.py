@@ -30,7 +30,7 @@ __all__ = [
     "listing",
     "log_in",
     "make_token",
-    "refuse_token",
+    "note_token",
     "remove",
     "remove_token",
     "reset_password",
@@ -336,22 +336,22 @@ def who_has(context: Context, secret: str) -> ApiToken | None:
     return ApiToken(row.name, row.role, row.created, row.expires, row.last_used)
 
 
-def refuse_token(context: Context, address: str) -> int:
-    """Notes that a token did not count. Seconds until another one from there is noted, 0 when this one was: a token that
-    counts always does, so that nobody is locked out who shares the address."""
+def note_token(context: Context, address: str) -> bool:
+    """Notes that a token did not count, so often from one address and no more: the log is not for strangers to fill. Was it
+    noted? A token is too long to be guessed, so nobody is locked out."""
     moment = now()
     recent = sa.select(login_failures.c.at).where(
         login_failures.c.at > moment - WINDOW,
         login_failures.c.account == TOKEN,
         login_failures.c.address == address[:64],
     )
-    if wait := _until_old(context, moment, (recent, ADDRESS_FAILURES)):
-        return wait
+    if _until_old(context, moment, (recent, ADDRESS_FAILURES)):
+        return False
     with context.db.begin() as connection:
         connection.execute(login_failures.delete().where(login_failures.c.at < moment - WINDOW))
         connection.execute(login_failures.insert().values(at=moment, account=TOKEN, address=address[:64]))
         Database.record(connection, address, "token refused", "it is not known here, or has expired")
-    return 0
+    return True
 
 
 def _digest(secret: str) -> str:

@@ -55,9 +55,10 @@ def bearer(context: Context) -> Caller | None:
     found = accounts.who_has(context, secret.strip())
     if found is not None:
         return Caller(f"token {found.name}", found.role)
-    if wait := accounts.refuse_token(context, address(context)):
-        raise accounts.LoginRefused("too many tokens that do not count came from this address", wait)
-    log.warning("%s -: a token that does not count: it is not known here, or has expired", address(context))
+    if accounts.note_token(context, address(context)):
+        log.warning(
+            "%s -: a token that does not count: it is not known here, or has expired", address(context)
+        )
     raise accounts.LoginRefused("this token does not count: it is not known here, or has expired")
 
 

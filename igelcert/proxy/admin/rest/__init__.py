@@ -53,7 +53,7 @@ def _route(context: Context, operation: Operation) -> Callable[..., Response]:
         try:
             caller = guard.bearer(context)
         except LoginRefused as err:
-            return _not_let_in(str(err), err.retry_after)
+            return _not_let_in(str(err))
         if caller is None:
             return _not_let_in("a token is needed: Authorization: Bearer ...")
         if operation.changes and not caller.may_change:
@@ -78,11 +78,7 @@ def _route(context: Context, operation: Operation) -> Callable[..., Response]:
     return answer
 
 
-def _not_let_in(text: str, retry_after: int = 0) -> Response:
-    if retry_after:
-        response = _error(429, text)
-        response.headers["Retry-After"] = str(retry_after)
-        return response
+def _not_let_in(text: str) -> Response:
     response = _error(401, text, hint="ca-proxy token add")
     response.headers["WWW-Authenticate"] = 'Bearer realm="ca-proxy"'
     return response

@@ -37,7 +37,6 @@ COMMON = {
     401: "no token, or none that counts",
     405: "the address does not take that method; Allow names those that it takes",
     413: "too large",
-    429: "too many tokens that do not count",
     431: "the header, or a field of it, is too large, or there are too many",
     503: "the proxy cannot use its database now; Retry-After says when to come again",
 }
