@@ -94,7 +94,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         try:
             code = status(words[1:])
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed by who started us
+                sys.stdout.flush()
             return code
         except OSError as err:  # `status | head`; nothing more may go there, at exit neither
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)

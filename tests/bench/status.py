@@ -57,12 +57,19 @@ def measure(runs: int) -> bool:
         make_tree(root)
         paths = ":".join([os.getcwd(), sysconfig.get_path("platlib")])
         code = (
-            "import sys; sys.path[:0] = sys.argv[1].split(':'); "
+            "import gc, sys; gc.set_threshold(20_000); sys.path[:0] = sys.argv[1].split(':'); "
             "from igelcert.device.cli import main; code = main(sys.argv[2:]); "
         )
         peak = "print(next(line for line in open('/proc/self/status') if line.startswith('VmHWM')), file=sys.stderr)"
         python = [sys.executable, "-I", "-S", "-c"]
-        ours = [*python, code, paths, "status", "--root", place]
+        ours = [
+            *python,
+            f"{code} import os; sys.stdout.flush(); os._exit(code)",
+            paths,
+            "status",
+            "--root",
+            place,
+        ]
         bare = [*python, "pass"]
         timed(ours)
         times = [(timed(bare), timed(ours)) for _ in range(runs)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
@@ -70,3 +71,18 @@ def test_stage(tmp_path: Path) -> None:
     compiled = [name for name in first if name.endswith(".pyc")]
     assert len(compiled) == len([name for name in first if name.endswith(".py")])
     assert sum((tmp_path / "a" / name).stat().st_size for name in first) <= 1_500_000
+    started(tmp_path / "a")
+
+
+def started(dest: Path) -> None:
+    """The command as it lies there: it says what it has to, and fails where that cannot be written."""
+    program = (dest / "usr/bin/igel-certs").read_text()
+    site = re.search(r'append\("(.*)"\)', program)
+    assert site is not None and program.startswith("#!/usr/bin/python3 -IS\n")
+    own = program.replace(site[1], f"{dest}{site[1]}")
+    (dest / "wfs").mkdir()
+    for output, code in ((">&1", 0), (">&-", 0), (">/dev/full", 1)):
+        line = f"/usr/bin/python3 -IS -c {shlex.quote(own)} status --root {dest} {output}"
+        done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, text=True, check=False)
+        assert done.returncode == code, (output, done.stderr)
+        assert ("no certificates" in done.stdout) is (output == ">&1") and "Traceback" not in done.stderr
