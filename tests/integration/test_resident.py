@@ -155,10 +155,10 @@ def test_a_profile_is_with_the_device_in_two_seconds(gate: Proxy, lab: LabCa, ro
 def test_at_rest(gate: Proxy, root: Path, lean: bool) -> None:
     """No processor time, no wake-up, and not much memory; a minute of it is in scripts/bench."""
     gate.profile("rest", lan(), directory="/Rest")
-    device = gate.device(root, f"REST-{lean}", "tc-rest", directory="/Rest")
+    name = f"rest-{lean}".lower()
+    device = gate.device(root, name, f"tc-{name}", directory="/Rest")
     if lean:  # as the image's file is: of comments alone
         (root / "etc/igelcert/device.toml").write_text("# unit_id\n")
-        (root / "etc/hostname").write_text("tc-rest\n")
     with agent(root, lean=lean) as resident:
         assert ("agent_dir" in Path(f"/proc/{resident.process.pid}/cmdline").read_text()) is not lean
         wait_for(lambda: serial(device) != 0, 20, resident)
