@@ -105,16 +105,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(words)
     from ..errors import Error
     from . import commands
-    from .exits import code_of
+    from .exits import said
     from .log import Log
 
     log = Log("igel-certs", screen=args.verbose or sys.stderr.isatty())
     try:
         return commands.run(args, log)
     except Error as err:
-        log.error(str(err))
-        log.hint(err.hint)
-        return code_of(err)
+        return said(log, err)
     except KeyboardInterrupt:
         return 130
 

@@ -13,7 +13,7 @@ from ..settings import CertSettings, Settings
 from . import files, notes, schedule
 from .castore import CaStore
 from .config import Config
-from .exits import EX_FAILED, EX_OK, EX_TEMPFAIL, code_of, exit_code
+from .exits import EX_FAILED, EX_OK, EX_TEMPFAIL, exit_code, said
 from .log import Log
 from .settle import Settler, note_removal
 from .store import Busy, Lock, Tree
@@ -131,9 +131,7 @@ class Run:
             note_removal(self.tree, name, self.now())
             self.tree.remove(name)
         except Error as err:
-            self.log.error(f"{name}: {err}")
-            self.log.hint(err.hint)
-            return code_of(err)
+            return said(self.log, err, f"{name}: ")
         self.log.info(f"{name}: removed, the settings no longer have it")
         return EX_OK
 
@@ -141,9 +139,7 @@ class Run:
         try:
             self.castore.sync({name: self.upkeep.cas_of(name) for name in self.tree.names()})
         except Error as err:
-            self.log.error(str(err))
-            self.log.hint(err.hint)
-            return code_of(err)
+            return said(self.log, err)
         return EX_OK
 
     def _settle(self, settings: Settings) -> int:
@@ -153,6 +149,4 @@ class Run:
             self.log.warning("another igel-certs is at work; hooks may hear twice of what they have heard")
             return EX_TEMPFAIL
         except Error as err:
-            self.log.error(f"hooks and notifications: {err}")
-            self.log.hint(err.hint)
-            return code_of(err)
+            return said(self.log, err, "hooks and notifications: ")

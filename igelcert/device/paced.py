@@ -7,7 +7,7 @@ import sys
 from ..errors import Error
 from .agent import Agent
 from .config import load
-from .exits import code_of
+from .exits import said
 from .log import Log
 
 __all__ = ["main"]
@@ -23,8 +23,6 @@ def main(root: str, config_file: str | None) -> int:
         with Agent(config, log, paced=True) as agent:
             return agent.sync()
     except Error as err:
-        log.error(str(err))
-        log.hint(err.hint)
-        return code_of(err)
+        return said(log, err)
     except KeyboardInterrupt:
         return 130

@@ -121,12 +121,9 @@ def _guarded(work: Callable[[], int], *, verbose: bool) -> int:
     try:
         return work()
     except Error as err:
-        from .exits import code_of
+        from .exits import said
 
-        log = Log("rmagent", screen=verbose or sys.stderr.isatty())
-        log.error(str(err))
-        log.hint(err.hint)
-        return code_of(err)
+        return said(Log("rmagent", screen=verbose or sys.stderr.isatty()), err)
     except KeyboardInterrupt:
         return 130
 
@@ -139,7 +136,7 @@ def _run(root: str, config_file: str | None, wait: int, *, verbose: bool) -> NoR
 
 
 def _act(args: argparse.Namespace) -> int:
-    """`register` and `sync`. What they need is imported here: `run` becomes another process, at each boot."""
+    """`register` and `sync`. What they need is imported here: `run` needs none of it, at each boot."""
     from . import paced
     from .agent import Agent
     from .commands import read_secret

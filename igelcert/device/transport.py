@@ -27,7 +27,12 @@ def split_url(url: str, scheme: str = "https") -> tuple[str, int]:
     begin, _, rest = url.partition("://")
     name, _, number = rest.rstrip("/").partition(":")
     plain = name.isascii() and name.replace("-", "").replace(".", "").isalnum()
-    if begin == scheme and plain and (number == "" or (number.isascii() and number.isdecimal())):
+    if (
+        begin == scheme
+        and plain
+        and len(number) < 6
+        and (number == "" or (number.isascii() and number.isdecimal()))
+    ):
         port = int(number or (443 if scheme == "https" else 80))
         if 0 < port < 65_536:
             return name.lower(), port

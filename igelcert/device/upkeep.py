@@ -16,7 +16,7 @@ from ..model import CsrSpec, DeviceFacts, Issued, Outcome, Pending, Refused
 from ..settings import CertSettings
 from . import due, files, keys, notes, schedule
 from .config import Config
-from .exits import EX_FAILED, EX_OK, EX_TEMPFAIL, code_of
+from .exits import EX_FAILED, EX_OK, EX_TEMPFAIL, said
 from .log import Log
 from .store import Tree
 
@@ -110,10 +110,9 @@ class Upkeep:
                 return EX_OK
             return self._enroll(ask, reason, forced)
         except Error as err:
-            self.log.error(f"{name}: {err}")
-            self.log.hint(err.hint)
+            code = said(self.log, err, f"{name}: ")
             self._note_failure(name, mark, str(err))
-            return code_of(err)
+            return code
 
     def cas_of(self, name: str) -> list[bytes]:
         return decode_pem(self.tree.read(name, "cacerts.pem") or b"")

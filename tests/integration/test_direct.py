@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import grp
 import json
 import os
 import pwd
+import re
 import shutil
 import stat
 import tempfile
@@ -92,6 +94,21 @@ def test_the_files_of_each_key_type(every: Host, kind: str) -> None:
     assert leaf(every, kind).subject.rfc4514_string() == "CN=tc-every,O=Example,C=DE"
     names = leaf(every, kind).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     assert list(names) == [x509.DNSName("tc-every")]
+
+
+PBES2 = rb"\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0c\x30.\x04\x10(.{16}).*?\x60\x86\x48\x01\x65\x03\x04\x01\x2a\x04\x10(.{16})"
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_password_is_derived_once(every: Host, kind: str) -> None:
+    """pkey.pem and both safes of cert.pfx: one salt (RFC 8018 A.2), and an IV for each (AES-256-CBC, B.2.5)."""
+    home = every.home(kind)
+    der = base64.b64decode("".join((home / "pkey.pem").read_text().splitlines()[1:-1]))
+    found = [
+        *re.findall(PBES2, der, re.DOTALL),
+        *re.findall(PBES2, (home / "cert.pfx").read_bytes(), re.DOTALL),
+    ]
+    assert len(found) == 3 and len({salt for salt, _ in found}) == 1 and len({iv for _, iv in found}) == 3
 
 
 def test_nothing_is_world_readable_but_what_should_be(every: Host) -> None:

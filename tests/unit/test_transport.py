@@ -90,6 +90,8 @@ def test_where_a_url_leads(url: str, host: str, port: int) -> None:
 def test_a_host_that_has_no_name_in_dns() -> None:
     with pytest.raises(SettingsError, match="has no name of a host"):
         split_url(f"https://{'ü' * 80}.example")
+    with pytest.raises(SettingsError, match="is not a URL"):
+        split_url(f"https://proxy.example:{'9' * 5000}")
 
 
 @pytest.mark.parametrize(

@@ -229,6 +229,7 @@ class Channel:
     def _shown_certificate(self) -> str:
         """What the server presents, for the message alone; nothing is sent over that connection."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        # the one that failed to verify is what is to be shown
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         address = (self._host, self._port)
