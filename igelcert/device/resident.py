@@ -74,6 +74,8 @@ class Resident:
         self._child_fd = -1
         self._child_started = -CHILD_LEAST
         self._stuck = 0  # runs in a row that left their agenda in the past
+        # devices whose clocks agree are not all to wake with the second
+        self._fraction = _between(0.0, 1.0)
         self._want = "start"  # why a child is to be started; "" when there is no reason
         self._want_at = 0.0
         self._network: socket.socket | None = None
@@ -162,7 +164,7 @@ class Resident:
 
     def _start_what_is_due(self, now: float) -> None:
         moment = agenda.next_at(self.dir)
-        if not self._want and moment is not None and moment <= time.time():
+        if not self._want and moment is not None and moment + self._fraction <= time.time():
             # a run that leaves its agenda in the past (no room on the disk) does not make us spin
             least = CHILD_LEAST * 2 ** min(self._stuck, 6) if self._stuck else CHILD_SOON
             self._want, self._want_at = "agenda", max(now, self._child_started + least)
@@ -179,7 +181,7 @@ class Resident:
                 ends.append(self._want_at)
             elif (moment := agenda.next_at(self.dir)) is not None:
                 # the clock may be set meanwhile: not longer than a quarter of an hour in one go
-                ends.append(now + min(max(0.0, moment - time.time()), 900.0))
+                ends.append(now + min(max(0.0, moment + self._fraction - time.time()), 900.0))
             ends.append(self._watch_deadline if self._watch else self._next_watch)
             if self._watch and self._trouble:
                 ends.append(self._asked_at + HELD_SECONDS)
@@ -285,7 +287,7 @@ class Resident:
         self._recovered()
         if answer.status == 200:
             # a proxy that tells many devices of a change at once says when each is to act on it
-            turn = now + min(answer.retry_after or 0, TURN_LATEST)
+            turn = now + (min(answer.retry_after, TURN_LATEST) + self._fraction if answer.retry_after else 0)
             # a run that could not take them over (no room on the disk) does not make us spin
             self._vain = self._vain + 1 if self._asked_with == self._told_with else 0
             self._told_with = self._asked_with

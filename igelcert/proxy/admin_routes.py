@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import sqlalchemy as sa
 from flask import Blueprint, Response, request
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, generate_latest
 
 from ..codec.http import plain_line
 from ..errors import Error, RemoteProtocolError
 from . import cahealth, certificates, rollover
+from . import figures as counted
 from .context import Context
 from .database import now
-from .figures import REGISTRY
 from .schema import devices, enrollments
 from .upstream.config import current_version
 from .waiting import KEY, Room, Visit
+
+if TYPE_CHECKING:
+    from prometheus_client.core import Metric
 
 __all__ = ["PATHS", "figures", "make"]
 
@@ -49,6 +53,8 @@ def make(context: Context) -> Blueprint:
 
     @routes.get("/metrics")
     def metrics() -> Response:
+        from prometheus_client import CONTENT_TYPE_LATEST
+
         visit: Visit | None = request.environ.get(KEY)
         text = figures(context, visit.room if visit else None)
         return Response(text, content_type=CONTENT_TYPE_LATEST)
@@ -71,68 +77,85 @@ def _not_ready(context: Context) -> str:
 
 
 def figures(context: Context, room: Room | None = None) -> bytes:
-    """In the text format of Prometheus: what the database knows, and what this process has counted."""
-    return generate_latest(_figures(context, room)) + generate_latest(REGISTRY)
+    """In the text format of Prometheus: what the database knows, and what the processes of this proxy have counted.
+    room: where devices wait at this one."""
+    from prometheus_client import generate_latest
 
-
-def _figures(context: Context, room: Room | None) -> CollectorRegistry:
-    """What the database knows, read anew: it is the same for every proxy on it. room: where devices wait here."""
-    registry = CollectorRegistry()
-    known = Gauge("igelcert_devices", "Devices by state", ["state"], registry=registry)
-    asked = Gauge("igelcert_enrollments", "Enrollments on record by state", ["state"], registry=registry)
-    pending = Gauge(
-        "igelcert_devices_pending", "Devices whose request the CA has not decided", registry=registry
-    )
-    ages = Gauge(
-        "igelcert_certificates",
-        "Certificates that devices have, by days to their expiry (from-below)",
-        ["days"],
-        registry=registry,
-    )
+    context.upstreams.gate.show()
     if room is not None:
-        waiting = Gauge("igelcert_waiting_devices", "Devices that wait for a change", registry=registry)
-        waiting.set(room.taken)
-        places = Gauge("igelcert_waiting_devices_max", "Devices that may wait at once", registry=registry)
-        places.set(room.places)
-        woken = Counter("igelcert_waiting_devices_woken", "Devices woken by a change", registry=registry)
-        woken.inc(room.woken)
+        room.show()
+    return generate_latest(_Known([*_of_database(context), *_of_ca(context)])) + counted.all_text()
+
+
+class _Known:
+    """Figures that are kept nowhere, as prometheus_client collects them."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
+
+
+def _gauge(name: str, text: str, value: float) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    return GaugeMetricFamily(name, text, value=value)
+
+
+def _by(name: str, text: str, label: str, values: Iterable[tuple[str, float]]) -> Metric:
+    from prometheus_client.core import GaugeMetricFamily
+
+    made = GaugeMetricFamily(name, text, labels=[label])
+    for key, value in values:
+        made.add_metric([key], value)
+    return made
+
+
+def _of_database(context: Context) -> Iterator[Metric]:
+    """What is the same for every proxy on it, read anew."""
+
+    def by_state(table: sa.Table) -> list[tuple[str, float]]:
+        query = sa.select(table.c.state, sa.func.count()).group_by(table.c.state)
+        return [(state, count) for state, count in connection.execute(query)]
+
     with context.db.read() as connection:
-        for gauge, table in ((known, devices), (asked, enrollments)):
-            rows = connection.execute(sa.select(table.c.state, sa.func.count()).group_by(table.c.state))
-            for state, count in rows:
-                gauge.labels(state).set(count)
+        yield _by("igelcert_devices", "Devices by state", "state", by_state(devices))
+        yield _by("igelcert_enrollments", "Enrollments on record by state", "state", by_state(enrollments))
         undecided = sa.select(sa.func.count(enrollments.c.unit_id.distinct())).where(
             enrollments.c.state == "pending"
         )
-        pending.set(connection.execute(undecided).scalar_one())
-        for days, count in certificates.by_age(connection, now()).items():
-            ages.labels(days).set(count)
-    ends = Gauge(
+        yield _gauge(
+            "igelcert_devices_pending",
+            "Devices whose request the CA has not decided",
+            connection.execute(undecided).scalar_one(),
+        )
+        yield _by(
+            "igelcert_certificates",
+            "Certificates that devices have, by days to their expiry (from-below)",
+            "days",
+            certificates.by_age(connection, now()).items(),
+        )
+    yield _gauge(
         "igelcert_management_ca_not_after_timestamp_seconds",
         "When the proxy's own CA that issues ends",
-        registry=registry,
+        rollover.standing(context).ends,
     )
-    ends.set(rollover.standing(context).ends)
-    _ca_figures(context, registry)
-    return registry
 
 
-def _ca_figures(context: Context, registry: CollectorRegistry) -> None:
+def _of_ca(context: Context) -> Iterator[Metric]:
     """Nothing is asked of the CA for this: what the last request of a device, or the last test, showed."""
     version = current_version(context)
-    configured = Gauge("igelcert_ca_configured", "1 when a CA is configured", registry=registry)
-    configured.set(1 if version else 0)
+    yield _gauge("igelcert_ca_configured", "1 when a CA is configured", 1 if version else 0)
     health = cahealth.last(context, version)
     if health is not None:
-        up = Gauge(
+        yield _gauge(
             "igelcert_ca_up",
             "1 when the last exchange with the CA got an answer; absent before the first",
-            registry=registry,
+            1 if health.up else 0,
         )
-        up.set(1 if health.up else 0)
-        at = Gauge(
+        yield _gauge(
             "igelcert_ca_last_exchange_timestamp_seconds",
             "When that was, to about ten seconds",
-            registry=registry,
+            health.at,
         )
-        at.set(health.at)

@@ -69,7 +69,7 @@ def note(connection: sa.Connection, targets: Iterable[tuple[str, str]]) -> None:
 
 def newest(context: Context) -> int:
     """The id of the newest change."""
-    return int(context.db.meta(_COUNTER, "0"))
+    return context.db.once(_COUNTER, lambda connection: int(Database.meta_in(connection, _COUNTER, "0")))
 
 
 def since(context: Context, position: int) -> list[Change]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import ipaddress
 import json
+import os
 import tomllib
 from collections.abc import Callable
 from contextlib import suppress
@@ -30,7 +31,8 @@ ETAG_KEY = "etag_key"  # in meta
 
 MERGED_KEPT = 64
 DRAIN_MAX = 600
-THREADS = 16  # more of them spend a third of the processor's time taking the interpreter from each other
+THREADS = 16  # of each process
+PROCESSES_MAX = 4  # where nothing is said: each takes a hundred megabytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +51,12 @@ class Config:
     waiting: int = 10_000
     drain: int = 5
     database_connections: int = CONNECTIONS
+    processes: int = 0
+
+    def in_processes(self) -> int:
+        """How many serve: one for each processor, where nothing else is said, and at least a place at the CA for each."""
+        wanted = self.processes or min(PROCESSES_MAX, len(os.sched_getaffinity(0)))
+        return min(wanted, self.upstream_parallel)
 
 
 _NUMBERS = {
@@ -59,6 +67,7 @@ _NUMBERS = {
     "waiting": (0, 100_000),
     "drain": (0, DRAIN_MAX),
     "database_connections": (2, 500),
+    "processes": (0, 64),
 }
 _NETWORKS = ("trusted_frontends", "proxy_protocol")
 _LISTS = ("hostnames", *_NETWORKS)
@@ -116,8 +125,10 @@ def _config(path: Path) -> Config:
 class Context:
     """An opened data directory. Cheap to make; the database and keys open when they are used."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, part: tuple[int, int] = (0, 1)) -> None:
+        """part: which of how many processes that serve it this one is."""
         self.data = data
+        self.part = part
         self.health_noted = (0, False, 0)  # cahealth.note: version, up, when
         self.kept_management_ca: ManagementCa | None = None  # rollover.issuing
         self.kept_cas: tuple[int, list[bytes], int] = (0, [], 0)  # cacerts.fresh: version, certificates, when
@@ -125,9 +136,9 @@ class Context:
         self.config = _config(data / "proxy.toml")
 
     @classmethod
-    def open(cls, data: Path) -> Context:
+    def open(cls, data: Path, part: tuple[int, int] = (0, 1)) -> Context:
         """Opened and looked at: the schema must fit."""
-        context = cls(data)
+        context = cls(data, part)
         context.db.check()
         return context
 
@@ -143,8 +154,16 @@ class Context:
     @cached_property
     def db(self) -> Database:
         if url := postgres.kept(self.data / postgres.FILE):
-            return Database(url, self.config.database_connections)
-        return Database.sqlite(self.data / "proxy.db")
+            return Database(url, max(2, self.share(self.config.database_connections)))
+        made = Database.sqlite(self.data / "proxy.db")
+        if self.part[1] > 1:
+            made.share(self.data / "writing.lock")
+        return made
+
+    def share(self, count: int) -> int:
+        """This process's part of what the proxy has `count` of."""
+        number, processes = self.part
+        return count // processes + (number < count % processes)
 
     @cached_property
     def sealer(self) -> Sealer:

@@ -9,11 +9,11 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
@@ -22,9 +22,12 @@ from sqlalchemy.ext.compiler import compiles
 
 from ..errors import StorageError, UnavailableError
 from . import postgres, schema
+from .turns import waiting
 from .writing import Writing
 
 __all__ = ["Database", "moment", "now"]
+
+T = TypeVar("T")
 
 BUSY_SECONDS = 10
 CONNECTIONS = 20
@@ -104,7 +107,7 @@ class Database:
             with self._in_words(), self._writing.part() as connection:
                 yield connection
             return
-        with self._turn(alone), self._in_words(), self.engine.begin() as connection:
+        with self._turn(alone), self._in_words(), self._connected(self.engine) as connection:
             if alone:
                 connection.execute(_LOCK, {"number": WRITER})
             yield connection
@@ -114,7 +117,10 @@ class Database:
         """Of this process's threads that want to be alone on PostgreSQL: they would wait with a connection each."""
         if not alone:
             yield
-        elif self._writer.acquire(timeout=BUSY_SECONDS):
+            return
+        with waiting():
+            ours = self._writer.acquire(timeout=BUSY_SECONDS)
+        if ours:
             try:
                 yield
             finally:
@@ -131,12 +137,60 @@ class Database:
         if outer is not None:
             yield outer
             return
-        with self._in_words(), self._reader.begin() as connection:
+        with self._in_words(), self._connected(self._reader) as connection:
             self._local.reading = connection
             try:
                 yield connection
             finally:
                 self._local.reading = None
+
+    @contextmanager
+    def _connected(self, engine: sa.Engine) -> Iterator[sa.Connection]:
+        """A transaction. While this waits for PostgreSQL (see postgres.py, too), other threads have our turn."""
+        if not self.shared:
+            with engine.begin() as connection:
+                yield connection
+            return
+        with waiting():
+            connection = engine.connect()
+        with connection:
+            transaction = connection.begin()
+            try:
+                yield connection
+            except BaseException:
+                with waiting():
+                    transaction.rollback()
+                raise
+            with waiting():
+                transaction.commit()
+
+    @contextmanager
+    def view(self) -> Iterator[None]:
+        """Requests that one thread answers one after the other, in a moment: what is the same for all of them is read
+        once. It may be as old as the first of them."""
+        self._local.seen = {}
+        try:
+            yield
+        finally:
+            self._local.seen = None
+
+    def once(self, key: Hashable, read: Callable[[sa.Connection], T]) -> T:
+        """What `read` finds, or found before in this `view`."""
+        seen: dict[Hashable, Any] | None = getattr(self._local, "seen", None)
+        if seen is None:
+            with self.read() as connection:
+                return read(connection)
+        if key not in seen:
+            with self.read() as connection:
+                seen[key] = read(connection)
+        found: T = seen[key]
+        return found
+
+    def seen_empty(self, query: sa.Select[Any]) -> bool:
+        """In a `view`: does the query find nothing? False outside, where nothing is asked."""
+        if getattr(self._local, "seen", None) is None:
+            return False
+        return self.once(query, lambda connection: connection.execute(query).first()) is None
 
     @contextmanager
     def lock(self, number: int) -> Iterator[bool]:
@@ -149,6 +203,11 @@ class Database:
             finally:
                 if ours:
                     connection.execute(_UNLOCK, keys)
+
+    def share(self, path: Path) -> None:
+        """Other processes of this proxy are on it: with SQLite they take turns by the lock of that file."""
+        if self._writing is not None:
+            self._writing.share(path)
 
     def single(self) -> AbstractContextManager[sa.Connection]:
         """For one statement that writes and holds by itself: on PostgreSQL in one round trip."""
@@ -176,7 +235,9 @@ class Database:
 
     @contextmanager
     def _statement(self) -> Iterator[sa.Connection]:
-        writing = self._writing.part(single=True) if self._writing is not None else self._reader.begin()
+        writing = (
+            self._writing.part(single=True) if self._writing is not None else self._connected(self._reader)
+        )
         with self._in_words(), writing as connection:
             yield connection
 
@@ -198,10 +259,11 @@ class Database:
     def _refused(self, err: DatabaseError) -> StorageError:
         self._writable_until = 0.0  # perhaps: it is to be looked at
         text = str(err.orig).partition("\n")[0]
-        if getattr(err.orig, "sqlstate", None) == READ_ONLY:
+        state = getattr(err.orig, "sqlstate", None)
+        if state == READ_ONLY:
             self.engine.dispose()  # after a failover the next connection may find the one that takes changes
             return StorageError(f"the database takes no changes now: {text}")
-        if not isinstance(err, OperationalError):
+        if not isinstance(err, OperationalError) and not (state and postgres.passes(err.orig)):
             return StorageError(f"the database refused: {text}")
         if "full" in text or "No space" in text:
             hint = "make room and try again"
@@ -265,7 +327,8 @@ class Database:
         from alembic.config import Config
 
         if self.shared:
-            connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
+            for limit in ("statement_timeout", "idle_in_transaction_session_timeout"):
+                connection.execute(sa.text(f"SET LOCAL {limit} = 0"))
         config = Config()
         config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
         config.attributes["connection"] = connection

@@ -35,13 +35,14 @@ _HEAD = """\
 # trusted_frontends  addresses or networks of TLS front ends whose Client-Cert header (RFC 9440) counts
 # proxy_protocol     addresses or networks of balancers that pass TLS through; each connection of theirs must begin with
 #                    the PROXY protocol (version 1 or 2)
-# threads            requests of devices that are worked on at once (16, or twice upstream_parallel)
+# processes          that serve: 0 for one of each processor, at most four; each takes a hundred megabytes (0)
+# threads            of each process: requests of devices that are worked on at once (16, or twice upstream_parallel)
 # upstream_parallel  requests to the CA at once (8)
 # upstream_timeout   seconds for an answer of the CA (30)
 # upstream_wait      seconds that a few requests wait for their turn before the device is told to come back (1)
 # waiting            devices that wait for a change of their settings, each with a connection (10000)
 # drain              seconds after SIGTERM in which /readyz says 503 and requests are still taken (5)
-# database_connections  connections to PostgreSQL at most (20); one more hears what changes
+# database_connections  connections to PostgreSQL at most (20); one more of each process hears what changes
 """
 
 

@@ -3,7 +3,7 @@
 A process is a row in `proxies` that says until when it counts as alive, by the database's clock; it pushes that on
 while it lives. Who dies keeps nothing for longer than a lease lasts. Whoever asks the CA holds a row of `slots`, and
 begins an exchange only where the lease outlasts it. A request that is carried to the CA names its process (`holder`):
-another takes it over when that one is dead. With the embedded database there is one process, and nothing of this.
+another takes it over when that one is dead. With the embedded database there is one proxy, and nothing of this.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from sqlalchemy.dialects import postgresql
 from ..errors import Error, StorageError, TransportError
 from .database import moment
 from .schema import proxies, slots
+from .turns import waiting
 
 if TYPE_CHECKING:
     from .context import Context
@@ -204,7 +205,8 @@ class Leases:
         if not self._db.shared:
             yield True
             return
-        number = self._take(time.monotonic() + patience)
+        with waiting():
+            number = self._take(time.monotonic() + patience)
         if number is None:
             yield False
             return

@@ -109,13 +109,19 @@ _ASSIGNED = (
     )
 )
 
+_ANY_TO_DEVICES = sa.select(assignments.c.target).where(assignments.c.kind == "device").limit(1)
+
 
 def assigned(context: Context, device: Device) -> list[Any]:
     """Rows (name, sealed, passthrough) of the device's profiles, the nearest first."""
     parts = [part for part in device.directory.split("/") if part]
     above = ["/" + "/".join(parts[:depth]) for depth in range(len(parts), -1, -1)]
-    with context.db.read() as connection:
-        rows = connection.execute(_ASSIGNED, {"unit_id": device.unit_id, "above": above}).all()
+    # where there is nothing of devices' own, those of one directory have the same
+    unit_id = "" if context.db.seen_empty(_ANY_TO_DEVICES) else device.unit_id
+    rows = context.db.once(
+        (_ASSIGNED, unit_id, device.directory),
+        lambda connection: connection.execute(_ASSIGNED, {"unit_id": unit_id, "above": above}).all(),
+    )
     rank = {target: index for index, target in enumerate(above)}
     ordered = sorted(rows, key=lambda row: (-1 if row.kind == "device" else rank[row.target], row.name))
     found: dict[str, Any] = {}

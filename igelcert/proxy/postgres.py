@@ -19,6 +19,7 @@ from urllib.parse import quote
 import sqlalchemy as sa
 
 from ..errors import SettingsError, StorageError
+from .turns import waiting
 
 if TYPE_CHECKING:
     import psycopg
@@ -32,12 +33,12 @@ HINT = "it looks like postgresql://ca_proxy@db.example/ca_proxy?sslmode=verify-f
 CONNECT_SECONDS = 5
 LOCK_SECONDS = 10  # as SQLite's busy_timeout
 STATEMENT_SECONDS = 60
-IDLE_SECONDS = 30  # of a transaction: a proxy that stands still must not hold its locks
+IDLE_SECONDS = 5  # of a transaction; shorter: who waits for a proxy that is cut off gets its lock
 POOL_SECONDS = 10
 DOWN_SECONDS = 1.0  # after a connection that failed, the next one fails at once for that long
 KEPT_OPEN = 5
-# SQLSTATE: connection, too many of them, locks and time limits, what an operator ends
-PASSING = ("08", "53300", "55P03", "57", "40")
+# SQLSTATE: connection, too many of them, locks and time limits, what an operator ends, a transaction that stood still
+PASSING = ("08", "53300", "55P03", "57", "40", "25P03")
 PASSING_TEXTS = ("starting up", "shutting down", "in recovery", "too many", "remaining connection slots")
 ENCODING = "UTF8"
 # where the URL says nothing else: a peer that is gone without a word is noticed within about twenty seconds
@@ -147,6 +148,7 @@ def engine(url: str, connections: int) -> sa.Engine:
     sa.event.listen(made, "do_connect", _Door(url).open)
     sa.event.listen(made, "connect", _prepare)
     sa.event.listen(made, "checkout", _look_alive)
+    sa.event.listen(made, "do_execute", _execute)
     return made
 
 
@@ -202,6 +204,13 @@ def _look_alive(connection: psycopg.Connection[Any], _record: object, _proxy: ob
     poll.register(connection.fileno(), select.POLLIN | select.POLLHUP | select.POLLERR)
     if poll.poll(0):
         raise sa.exc.DisconnectionError
+
+
+def _execute(cursor: Any, statement: Any, parameters: Any, _context: object) -> bool:
+    """A statement, as SQLAlchemy would execute it; while it is under way, other threads have our turn."""
+    with waiting():
+        cursor.execute(statement, parameters)
+    return True
 
 
 def passes(err: BaseException | None) -> bool:

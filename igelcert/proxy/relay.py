@@ -15,7 +15,7 @@ from ..codec import answer as answers
 from ..codec import pkcs10
 from ..errors import CheckError, CryptoError, Error, RemoteProtocolError, TransportError
 from ..model import Issued, Outcome, Pending, Refused
-from . import cacerts
+from . import cacerts, turns
 from . import enrollments as records
 from .context import Context
 from .database import now
@@ -65,7 +65,8 @@ def relay(context: Context, ask: records.Ask, version: int) -> Answer:
             return Answer(202, row.reason, retry_after=max(1, row.retry_at - row.clock))
         if time.monotonic() >= deadline:
             return Answer(202, UNDER_WAY, retry_after=2)
-        time.sleep(JOIN_STEP)
+        with turns.waiting():
+            time.sleep(JOIN_STEP)
         row = records.claim(context, ask, version)
     try:
         return _ask(context, upstream, ask, row)
@@ -83,12 +84,12 @@ def _ask(context: Context, upstream: Upstream, ask: records.Ask, ticket: records
     gate = context.upstreams.gate
     try:
         with context.upstreams.place():
-            start = time.monotonic()
+            start = time.monotonic() - turns.lost()
             with context.upstreams.exchange():
                 # first what its answer is judged by: a certificate that could not be checked would be lost
                 cas = cacerts.fresh(context, upstream)
                 outcome = upstream.enroll(ask.csr, ticket)
-            took = time.monotonic() - start
+            took = time.monotonic() - turns.lost() - start
         if isinstance(outcome, Issued):
             gate.answered(took)
             good = _checked(context, upstream, outcome, ask.csr, cas)

@@ -29,6 +29,7 @@ WITHIN_MAX = 366 * 86_400  # seconds
 _WANTED = sa.select(renewals.c.friendly_name, renewals.c.serial, renewals.c.begin, renewals.c.until).where(
     renewals.c.unit_id == sa.bindparam("unit")
 )
+_ANY = sa.select(renewals.c.unit_id).limit(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +183,8 @@ def _too_fast(total: int, within: int, rate: int) -> tuple[str, ...]:
 
 def wanted(context: Context, unit_id: str) -> dict[str, dict[str, Any]]:
     """Friendly name -> what the settings say of a certificate that is to be renewed: its serial number, and when."""
+    if context.db.seen_empty(_ANY):
+        return {}
     with context.db.read() as connection:
         rows = connection.execute(_WANTED, {"unit": unit_id}).all()
     found: dict[str, dict[str, Any]] = {}

@@ -113,8 +113,7 @@ class Standing:
 
 def standing(context: Context) -> Standing:
     """The management CAs as they are now."""
-    with context.db.read() as connection:
-        rows = connection.execute(_ROWS).all()
+    rows = context.db.once("management CAs", lambda connection: connection.execute(_ROWS).all())
     return _standing(tuple((row.id, row.certificate, row.cross, row.state) for row in rows))
 
 

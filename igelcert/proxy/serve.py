@@ -6,26 +6,33 @@ import fcntl
 import gc
 import json
 import logging
+import mmap
 import os
 import resource
+import shutil
+import signal
 import socket
 import ssl
 import sys
+import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from ..errors import SettingsError, StorageError
-from . import changes
+from ..errors import SettingsError, StorageError, UnavailableError
+from . import changes, figures
 from .addresses import among
 from .app import make_admin_app, make_device_app
 from .context import DRAIN_MAX, Context, is_address
 from .servertls import ServerTls
 
 __all__ = ["places", "serve"]
+
+log = logging.getLogger("igelcert.proxy")
 
 HANDSHAKE_SECONDS = 10.0
 REQUEST_SECONDS = 30.0
@@ -34,6 +41,8 @@ CONNECTIONS = 1000
 GRACE_SECONDS = 20  # for what is being answered when the proxy ends, at least
 GRACE_MARGIN = 5  # seconds beyond an exchange with the CA
 GARBAGE = 10_000  # objects made and not freed, after which Python looks for cycles
+_MEMORY = Path("/dev/shm")  # noqa: S108 - no disk
+_COUNTS = "ca-proxy-"
 FILES = 256  # descriptors for what is no connection of a client
 
 
@@ -50,11 +59,13 @@ def serve(data: Path, listen: str, admin_listen: str, drain: int | None = None) 
             raise SettingsError(option, f"{address!r} is not HOST:PORT")
         _look_free(address)
     run = data / "run.json"
-    with _alone(data) as lock:
+    with ExitStack() as stack:
+        lock = stack.enter_context(_alone(data))
         run.unlink(missing_ok=True)
         ServerTls(context).current()  # what is wrong with it is said now, and not by a dead worker
         context.db.close()  # a connection must not cross a fork
         pid = os.getpid()
+        stack.enter_context(_counting(data / "figures"))
         try:
             _Server(data, listen, admin_listen, drain, lock).run()
         finally:
@@ -84,6 +95,26 @@ def _alone(data: Path) -> Iterator[int]:
             os.close(handle)
 
 
+@contextmanager
+def _counting(link: Path) -> Iterator[None]:
+    """A directory in which the processes count; the link says where, to who comes after one that was killed."""
+    with suppress(OSError):
+        left = link.readlink()
+        if left.name.startswith(_COUNTS):
+            shutil.rmtree(left)
+    link.unlink(missing_ok=True)
+    pid = os.getpid()
+    place = tempfile.mkdtemp(prefix=_COUNTS, dir=_MEMORY if _MEMORY.is_dir() else None)
+    try:
+        link.symlink_to(place)
+        figures.share_in(place)
+        yield
+    finally:
+        if os.getpid() == pid:  # a worker leaves this way, too
+            shutil.rmtree(place, ignore_errors=True)
+            link.unlink(missing_ok=True)
+
+
 def _look_free(address: str) -> None:
     """Says in words what gunicorn would try five times and then say in its own."""
     host, _, port = address.rpartition(":")
@@ -107,6 +138,9 @@ class _Server(BaseApplication):  # type: ignore[misc]
         self._binds = [listen, admin_listen]
         self._tls: ServerTls | None = None
         self._admin: Any = None
+        self._processes = Context(data).config.in_processes()
+        self._number = 0  # of this process among those
+        self._waiting = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")[: self._processes]
         super().__init__()
 
     def load_config(self) -> None:
@@ -114,7 +148,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         put = self.cfg.set
         put("bind", self._binds)
         put("worker_class", "igelcert.proxy.worker.Worker")
-        put("workers", 1)
+        put("workers", self._processes)
         put("threads", context.config.threads)
         put("worker_connections", CONNECTIONS)
         put("keepalive", KEEPALIVE_SECONDS)
@@ -125,10 +159,13 @@ class _Server(BaseApplication):  # type: ignore[misc]
         put("limit_request_line", 8190)  # a SCEP message in a URL
         put("ssl_context", self._ssl_context)
         put("when_ready", self._ready)
+        put("pre_fork", self._numbered)
+        put("post_fork", self._begun)
+        put("child_exit", self._ended)
         put("forwarded_allow_ips", "")
         put("loglevel", "info")
         put("logconfig_dict", _LOGGING)
-        put("worker_tmp_dir", "/dev/shm" if Path("/dev/shm").is_dir() else None)  # noqa: S108
+        put("worker_tmp_dir", str(_MEMORY) if _MEMORY.is_dir() else None)
         if "control_socket_disable" in self.cfg.settings:  # newer gunicorns would open one
             put("control_socket_disable", True)
         self.cfg.is_admin = lambda server: server == self._admin
@@ -144,11 +181,11 @@ class _Server(BaseApplication):  # type: ignore[misc]
     def load(self) -> Callable[..., Iterable[bytes]]:
         """Called in the worker: its connections to database and CA are its own."""
         os.close(self._lock)  # the main process has it: when that is gone, another may serve
-        context = Context.open(self._data)
-        self._tls = ServerTls(context)
-        context.leases.holder  # noqa: B018 - from now on other proxies' commands see that this one serves
+        context = self._opened()
         self.cfg.hear_changes = changes.hearing(context)
         self.cfg.set("worker_exit", lambda _server, _worker: context.leases.close())
+        self.cfg.view = context.db.view
+        self.cfg.show_gate = context.upstreams.gate.show
         self.cfg.changes_since = lambda position: changes.since(context, position)
         self.cfg.note_lag = context.upstreams.gate.note_lag
         device, admin = make_device_app(context), make_admin_app(context)
@@ -165,11 +202,42 @@ class _Server(BaseApplication):  # type: ignore[misc]
 
         return program
 
+    def _opened(self) -> Context:
+        """What it stands on. A process that follows one that died waits for a database that is away."""
+        while True:
+            try:
+                context = Context.open(self._data, (self._number, self._processes))
+                self._tls = ServerTls(context)
+                self._tls.current()  # while the database is away, handshakes go on
+                context.leases.holder  # noqa: B018 - from now on other proxies' commands see that this one serves
+            except UnavailableError as err:
+                log.error("this process cannot begin yet: %s", err)
+                time.sleep(1)
+            else:
+                return context
+
+    def _numbered(self, arbiter: Any, worker: Any) -> None:
+        """A new process takes the part of one that ended."""
+        taken = {each.number for each in arbiter.WORKERS.values()}
+        worker.number = min(set(range(self._processes)) - taken, default=0)
+        worker.room.share(self._waiting, worker.number)
+
+    def _begun(self, _arbiter: Any, worker: Any) -> None:
+        self._number = worker.number
+
+    def _ended(self, _arbiter: Any, worker: Any) -> None:
+        self._waiting[worker.number] = 0
+        figures.forget_process(worker.pid)
+
     def _ssl_context(self, _config: Any, _factory: Any) -> ssl.SSLContext:
         assert self._tls is not None
         return self._tls.current()
 
     def _ready(self, arbiter: Any) -> None:
+        for number in (signal.SIGHUP, signal.SIGTTIN, signal.SIGTTOU, signal.SIGUSR2):
+            signal.signal(
+                number, signal.SIG_IGN
+            )  # more processes, or others beside these, would ask too much of the CA
         names = [listener.sock.getsockname() for listener in arbiter.LISTENERS]
         device, admin = names
         self._admin = admin
@@ -178,7 +246,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         fresh = self._data / "run.json.new"
         fresh.write_text(json.dumps(state) + "\n")
         fresh.replace(self._data / "run.json")
-        logging.getLogger("igelcert.proxy").info(
+        log.info(
             "devices: https://%s:%d, administration: http://%s:%d", device[0], device[1], admin[0], admin[1]
         )
 
@@ -194,7 +262,7 @@ def places(waiting: int) -> int:
         resource.setrlimit(resource.RLIMIT_NOFILE, (fit, hard))
     if fit < needed:
         waiting = min(waiting, max(fit - CONNECTIONS - FILES, fit // 4))
-        logging.getLogger("igelcert.proxy").warning(
+        log.warning(
             "only %d devices can wait for changes: the limit of open files (ulimit -n) is %d", waiting, fit
         )
     return waiting

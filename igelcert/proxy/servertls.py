@@ -23,7 +23,7 @@ from ..errors import CryptoError, Error, SettingsError, StorageError
 from . import cacerts, rollover
 from .context import Context
 from .rollover import Standing
-from .tls import load_pair
+from .tls import Socket, load_pair
 
 __all__ = ["ServerTls"]
 
@@ -74,6 +74,7 @@ class ServerTls:
         cas = rollover.standing(self._context)
         chain, plain = self._pair(cas)
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        tls.sslsocket_class = Socket
         tls.minimum_version = ssl.TLSVersion.TLSv1_2
         tls.options |= ssl.OP_NO_RENEGOTIATION
         tls.num_tickets = 1  # each holds the client's certificate, and devices use none
@@ -145,7 +146,7 @@ class ServerTls:
         password = self._context.sealer.derive(_PURPOSE)[0]
         text = cert.public_bytes(_PEM)
         text += key.private_bytes(_PEM, _PKCS8, serialization.BestAvailableEncryption(password))
-        fresh = path.with_suffix(".new")
+        fresh = path.with_suffix(f".new{os.getpid()}")  # other processes may do the same
         try:
             handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
             with os.fdopen(handle, "wb") as file:

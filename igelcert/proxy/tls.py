@@ -1,4 +1,4 @@
-"""Keys for TLS contexts, without a file that anybody could read."""
+"""TLS as this program uses it: keys without a file that anybody could read, sockets that give up a turn."""
 
 from __future__ import annotations
 
@@ -6,10 +6,33 @@ import os
 import secrets
 import ssl
 from collections.abc import Callable
+from typing import Any
 
 from ..errors import StorageError
+from .turns import waiting
 
-__all__ = ["load_pair"]
+__all__ = ["Socket", "load_pair"]
+
+
+class Socket(ssl.SSLSocket):
+    """Where it waits for the other side, other threads have our turn (turns.py)."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        if self.gettimeout() == 0.0:
+            super().do_handshake(block)
+            return
+        with waiting():
+            super().do_handshake(block)
+
+    def recv_into(self, *args: Any, **kwargs: Any) -> int:
+        if self.gettimeout() == 0.0 or self.pending():
+            return super().recv_into(*args, **kwargs)
+        with waiting():
+            return super().recv_into(*args, **kwargs)
+
+    def sendall(self, *args: Any, **kwargs: Any) -> None:
+        with waiting():
+            super().sendall(*args, **kwargs)
 
 
 def load_pair(context: ssl.SSLContext, certificates: str, write_key: Callable[[int, bytes], None]) -> None:

@@ -10,7 +10,10 @@ import random
 import re
 import threading
 import time
+from collections.abc import MutableSequence
 from dataclasses import dataclass
+
+from .figures import show_waiting
 
 __all__ = ["KEY", "REQUEST_MAX", "Parked", "Place", "Room", "Visit", "preferred_wait", "retry_soon"]
 
@@ -54,24 +57,44 @@ class Parked(BaseException):
 
 
 class Room:
-    """Bounded places for requests that wait. Safe for threads. woken: how often a change woke one."""
+    """Bounded places for requests that wait. Safe for threads. woken: how often a change woke one.
+
+    counts: how many each of several processes has, in memory that they share, of which this is `number`. Two that take the
+    last place at the same moment both get it.
+    """
 
     def __init__(self, places: int) -> None:
         self.places = places
-        self.taken = 0
         self.woken = 0
         self.closed = False
         self._lock = threading.Lock()
+        self._counts: MutableSequence[int] = [0]
+        self._number = 0
+
+    def share(self, counts: MutableSequence[int], number: int) -> None:
+        """Before any is taken."""
+        self._counts, self._number = counts, number
+        counts[number] = 0
+
+    @property
+    def taken(self) -> int:
+        """By this process."""
+        return self._counts[self._number]
 
     def take(self) -> bool:
         with self._lock:
-            free = not self.closed and self.taken < self.places
-            self.taken += free
+            free = not self.closed and sum(self._counts) < self.places
+            self._counts[self._number] += free
             return free
+
+    def show(self) -> None:
+        """Tells monitoring who waits here."""
+        places, rest = divmod(self.places, len(self._counts))
+        show_waiting(self.taken, places + (self._number < rest), self.woken)
 
     def give_back(self) -> None:
         with self._lock:
-            self.taken -= 1
+            self._counts[self._number] -= 1
 
 
 class Visit:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -29,6 +30,7 @@ from .connection import READ, READ_SIZE, SEND_TIMEOUT, WRITE, Connection, Gone
 from .framing import CUT, FramingError
 from .loop import LINGER_TIME, Loop
 from .preface import PrefaceError
+from .turns import working
 from .waiting import KEY, Parked, Room, Visit, retry_soon
 
 __all__ = ["Worker"]
@@ -37,14 +39,19 @@ __all__ = ["Worker"]
 SERVED, AGAIN, LINGER, GONE, PARK = "served", "again", "linger", "gone", "park"
 
 ADMIN_THREADS = 4
+SHOW_SECONDS = 0.5  # between looks of monitoring at what is here
 BATCH = 16  # of those that waited, answered by a thread one after the other,
 BATCH_SECONDS = 0.1  # or as many as it answers in that time
+HELD_UP_SECONDS = (
+    0.5  # after which another thread helps: one of them waits for a challenge of NDES, or for a client
+)
 
 
 class Worker(Loop):
     """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}, and as of Loop; cfg.is_admin(listener's name):
     plain HTTP there?; cfg.sends_preface(address): does the PROXY protocol come from there?; cfg.changes_since(position):
-    the changes after it; cfg.hear_changes: see changes.hearing; cfg.note_lag(seconds): a connection waited for a thread."""
+    the changes after it; cfg.hear_changes: see changes.hearing; cfg.note_lag(seconds): a connection waited for a thread;
+    cfg.view(): see Database.view; cfg.show_gate(): tells monitoring how it is before the CA."""
 
     wsgi: Any
 
@@ -57,7 +64,7 @@ class Worker(Loop):
         self.room = Room(self.cfg.user_limits["waiting"])
         self.admin_pool = ThreadPoolExecutor(ADMIN_THREADS, thread_name_prefix="admin")
         self._thread = threading.local()
-        self._swept = 0.0
+        self._swept = self._shown = self._handed_out = 0.0
 
     def load_wsgi(self) -> None:
         super().load_wsgi()
@@ -197,6 +204,10 @@ class Worker(Loop):
         if now - self._swept < 0.25:
             return
         self._swept = now
+        if now - self._shown > SHOW_SECONDS:
+            self._shown = now
+            self.room.show()
+            self.cfg.show_gate()
         for conn in [each for each in self.waiting if each.deadline <= now]:
             self._forget(conn)
             self._close(conn)
@@ -285,9 +296,10 @@ class Worker(Loop):
             self.awake.append(conn)
 
     def _answer_parked(self) -> None:
-        """Hands those that are awake to threads, several to each: it costs a third less than one at a time. A quarter of the
-        threads at most, the others are for who did not wait."""
-        while self.awake and self.answering < max(1, self.cfg.threads // 4):
+        """Hands those that are awake to a thread, several at a time: it costs half of what one at a time does. To one thread
+        alone, unless that is held up; it lets others go first: a herd that hears of something new is not to be in the way of
+        who wants a certificate."""
+        while self.awake and (not self.answering or self._is_held_up()):
             batch: list[Connection] = []
             while self.awake and len(batch) < BATCH:
                 conn = self.awake.popleft()
@@ -295,6 +307,10 @@ class Worker(Loop):
                     self._unpark(conn)
                     batch.append(conn)
             self._hand_out(batch)
+
+    def _is_held_up(self) -> bool:
+        late = time.monotonic() - self._handed_out > HELD_UP_SECONDS
+        return late and self.answering < self.cfg.threads // 4
 
     def _hand_out(self, batch: list[Connection]) -> None:
         try:
@@ -304,6 +320,7 @@ class Worker(Loop):
                 self._close(conn)
             return
         self.answering += 1
+        self._handed_out = time.monotonic()
         work.add_done_callback(lambda done: self.calls.defer(self._answered, batch, done))
 
     def _answered(self, batch: list[Connection], done: Future[Any]) -> None:
@@ -322,17 +339,20 @@ class Worker(Loop):
         """What came of the first of them, of as many as the time sufficed for."""
         results: list[Any] = []
         end = time.monotonic() + BATCH_SECONDS
-        while len(results) < len(batch) and (not results or time.monotonic() < end):
-            results.append(self.handle(batch[len(results)]))
+        with self.cfg.view():
+            while len(results) < len(batch) and (not results or time.monotonic() < end):
+                results.append(self.handle(batch[len(results)]))
         return results
 
     def handle(self, conn: Connection) -> Any:
         """One step of a connection; never waits for the client but for SEND_TIMEOUT while answering."""
-        if not (conn.admin or conn.request):  # who waited was not in a hurry
-            self.cfg.note_lag(time.monotonic() - conn.since)
         try:
-            wants = 0 if conn.request else conn.advance()
-            return wants if wants else self._serve(conn)
+            # administration has threads of its own; who waited was not in a hurry
+            with nullcontext() if conn.admin else working(first=not conn.request):
+                if not (conn.admin or conn.request):
+                    self.cfg.note_lag(time.monotonic() - conn.since)
+                wants = 0 if conn.request else conn.advance()
+                return wants if wants else self._serve(conn)
         except FramingError as err:
             conn.refuse(err.status, err.sentence, conn.buffer)
         except PrefaceError as err:

@@ -3,16 +3,23 @@ transaction and its commit: one after the other does its part, the last commits,
 
 A part that fails is undone alone (a savepoint). When the commit fails, or the database itself fails in a part, all parts of
 it have failed.
+
+Processes of one proxy take turns by the lock of a file: SQLite's own waiting sleeps and looks again, for up to a tenth of a
+second.
 """
 
 from __future__ import annotations
 
+import fcntl
+import os
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, IntegrityError
+
+from .turns import waiting
 
 __all__ = ["Writing"]
 
@@ -39,6 +46,11 @@ class Writing:
         self._count = threading.Lock()
         self._waiting = 0
         self._open: _Shared | None = None  # left by who had the turn before, for who waits for it
+        self._file = -1
+
+    def share(self, path: str | os.PathLike[str]) -> None:
+        """Other processes write there, too, and call this with the same path."""
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     @contextmanager
     def part(self, *, single: bool = False) -> Iterator[sa.Connection]:
@@ -62,7 +74,9 @@ class Writing:
                 self._pass_on(shared)
             raise
         self._pass_on(shared)
-        shared.done.wait()
+        if not shared.done.is_set():
+            with waiting():
+                shared.done.wait()
         if shared.error is not None:
             raise shared.error
 
@@ -70,17 +84,36 @@ class Writing:
         """Our turn, with the transaction that is open, or a new one."""
         with self._count:
             self._waiting += 1
-        self._turn.acquire()
+        if not self._turn.acquire(blocking=False):
+            with waiting():
+                self._turn.acquire()
         with self._count:
             self._waiting -= 1
         shared, self._open = self._open, None
         if shared is None:
             try:
+                self._lock_file()
                 shared = _Shared(self._begin())
             except BaseException:
-                self._turn.release()
+                self._release()
                 raise
         return shared
+
+    def _lock_file(self) -> None:
+        if self._file < 0:
+            return
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            # who has it is bounded itself, and a process that dies leaves it
+            with waiting(), suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def _release(self) -> None:
+        if self._file >= 0:
+            with suppress(OSError):
+                fcntl.flock(self._file, fcntl.LOCK_UN)
+        self._turn.release()
 
     def _pass_on(self, shared: _Shared) -> None:
         """Leaves the transaction to who waits; commits it when nobody does."""
@@ -96,7 +129,8 @@ class Writing:
         """Commits, or undoes all of it for an error."""
         try:
             if error is None:
-                shared.scope.__exit__(None, None, None)
+                with waiting():
+                    shared.scope.__exit__(None, None, None)
             else:
                 shared.error = error
                 shared.scope.__exit__(type(error), error, error.__traceback__)
@@ -104,4 +138,4 @@ class Writing:
             shared.error = err
         finally:
             shared.done.set()
-            self._turn.release()
+            self._release()

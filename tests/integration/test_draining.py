@@ -100,13 +100,15 @@ def test_who_is_before_the_door_is_let_in(keep: Keep) -> None:
         assert time.monotonic() < deadline, keep.log
         time.sleep(0.05)
     assert keep.process
-    (worker,) = children(keep.process.pid)
+    workers = children(keep.process.pid)
     keep.process.send_signal(signal.SIGTERM)
     time.sleep(DRAIN - 1)
-    os.kill(worker, signal.SIGSTOP)
+    for worker in workers:
+        os.kill(worker, signal.SIGSTOP)
     held = [socket.create_connection(("127.0.0.1", keep.port), timeout=10) for _ in range(5)]
     time.sleep(1.2)
-    os.kill(worker, signal.SIGCONT)
+    for worker in workers:
+        os.kill(worker, signal.SIGCONT)
     trust = ssl.create_default_context(cafile=str(gate.data / "trust.pem"))
     for each in held:
         with trust.wrap_socket(each, server_hostname="localhost") as line:

@@ -45,7 +45,8 @@ def middle(ca: LabCa) -> Iterator[Meddler]:
 
 @pytest.fixture(scope="module")
 def gate(tmp_path_factory: pytest.TempPathFactory, ca: LabCa, middle: Meddler) -> Iterator[Proxy]:
-    with proxy(tmp_path_factory.mktemp("answers") / "proxy") as found:
+    # one process: what one has heard of the CA, the others have still to ask for
+    with proxy(tmp_path_factory.mktemp("answers") / "proxy", "processes = 1") as found:
         found.use_scep(middle.url, "--fingerprint", ca.root_fingerprint(), "--poll", "1")
         found.profile("answers", CERT, directory="/")
         yield found

@@ -95,9 +95,8 @@ class Line:
         self._connect = took
 
     @classmethod
-    def open(cls, tls: ssl.SSLContext, pem: str, port: int, patience: float) -> Task:
-        """Returns a Line; a handshake in full, as no session is offered. pem: file with certificate and key; one context
-        serves all, as a connection keeps what the context had when it began."""
+    def open(cls, tls: ssl.SSLContext, port: int, patience: float) -> Task:
+        """Returns a Line; a handshake in full, as no session is offered."""
         start = time.monotonic()
         raw = socket.socket()
         raw.setblocking(False)
@@ -107,7 +106,6 @@ class Line:
             yield raw, WRITE, patience
             if error := raw.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                 raise ConnectionError(error)
-            tls.load_cert_chain(pem)
             sock = tls.wrap_socket(raw, server_hostname="localhost", do_handshake_on_connect=False)
         except OSError:
             raw.close()

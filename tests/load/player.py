@@ -43,7 +43,7 @@ class Device:
     """A device of the fleet. asks: requests to enroll that it makes."""
 
     unit: str
-    pem: str
+    tls: ssl.SSLContext
 
 
 class Player:
@@ -53,8 +53,7 @@ class Player:
         self.plan = plan
         place = Path(plan["fleet"])
         names = fleet.Fleet(place).units[plan["first"] : plan["first"] + plan["count"]]
-        self.devices = [Device(unit, str(place / f"{unit}.pem")) for unit in names]
-        self.tls = ssl.create_default_context(cafile=plan["trust"])
+        self.devices = [Device(unit, self._tls(place / f"{unit}.pem")) for unit in names]
         self.key = crypto.Key.generate("ec_prime256v1")
         self.profile = fleet.profile()
         self.loop = Loop()
@@ -63,6 +62,12 @@ class Player:
         self.left = 0
         self.ports = itertools.cycle(plan["ports"]) if "ports" in plan else None
         self.patience = float(plan.get("patience", PATIENCE))
+
+    def _tls(self, pem: Path) -> ssl.SSLContext:
+        tls = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        tls.load_verify_locations(self.plan["trust"])
+        tls.load_cert_chain(pem)
+        return tls
 
     def play(self) -> None:
         parts = {"fresh": self.fresh, "kept": self.kept, "idle": self.idle, "storm": self.storm,
@@ -140,7 +145,7 @@ class Player:
         turn = int(answer.header("Retry-After") or 0)
         self._say(unit=device.unit, at=time.monotonic(), heard=answer.status, turn=turn)
         if turn:
-            yield float(turn)
+            yield turn + random.random()
         yield from then(device)
 
     def renewals(self) -> None:
@@ -202,7 +207,7 @@ class Player:
                     retry_after=after,
                     chance=random.random(),
                 )
-            again = notes.next_step(state, chance) or now
+            again = (notes.next_step(state, chance) or now) + chance
             while (left := again - time.time()) > 0:
                 yield left
 
@@ -257,7 +262,7 @@ class Player:
 
     def _open(self, device: Device) -> Task:
         port = next(self.ports) if self.ports else self.plan["port"]
-        return (yield from Line.open(self.tls, device.pem, port, self.patience))
+        return (yield from Line.open(device.tls, port, self.patience))
 
     def csr(self, device: Device) -> bytes:
         """Another one each time: the signature is random."""

@@ -149,5 +149,39 @@ def test_a_proxy_that_is_slow_itself_sets_the_pace() -> None:
     clock.now += 100
     for _ in range(50):
         gate.note_lag(1.0)
+    for _ in range(50):
+        clock.now += 0.05
+        gate.answered(0.05)
     slow = [gate.news() for _ in range(1_000)][-1]
     assert 5 <= fast <= 7 and 45 <= slow <= 50
+    for _ in range(50):
+        gate.note_lag(0.0)
+    for _ in range(3_000):
+        clock.now += 0.05
+        gate.answered(0.05)
+    clock.now += 100
+    assert 5 <= [gate.news() for _ in range(1_000)][-1] <= 7, "it is busy no more, and forgets"
+
+
+def test_that_devices_are_told_is_no_measure_of_what_this_proxy_can_do() -> None:
+    clock = Clock()
+    gate = Gate(8, 0, 0.0, clock)
+    for _ in range(200):
+        gate.note_lag(1.0)
+        gate.news()
+        clock.now += 0.05
+        gate.answered(0.05)
+    clock.now += 100
+    assert 5 <= [gate.news() for _ in range(1_000)][-1] <= 7
+
+
+def test_who_comes_to_a_proxy_that_has_fallen_behind_is_sent_away_at_once() -> None:
+    gate = Gate(8, 8, 1.0, Clock())
+    assert gate.full() is None
+    for _ in range(50):
+        gate.note_lag(1.0)
+    found = gate.full()
+    assert isinstance(found, Busy) and found.seconds >= 2
+    for _ in range(50):
+        gate.note_lag(0.0)
+    assert gate.full() is None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 
 from igelcert.codec import pkcs10
 from igelcert.crypto import Key
 from igelcert.errors import CheckError, SettingsError, StorageError, TransportError
 from igelcert.model import CsrSpec, Subject
-from igelcert.proxy import cacerts, enrollment_log, enrollments
+from igelcert.proxy import cacerts, devices, enrollment_log, enrollments, merging, profiles
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import Database
 from igelcert.proxy.initialise import initialise
@@ -55,6 +57,67 @@ def test_configuration(data: Path, tmp_path: Path, line: str, sentence: str) -> 
 def test_threads_that_a_ca_which_stalls_does_not_hold(tmp_path: Path, lines: str, threads: int) -> None:
     (tmp_path / "proxy.toml").write_text(lines + "\n")
     assert Context(tmp_path).config.threads == threads
+
+
+@pytest.mark.parametrize(
+    ("lines", "processors", "processes"),
+    [
+        ("", 1, 1),
+        ("", 2, 2),
+        ("", 64, 4),
+        ("processes = 1", 8, 1),
+        ("processes = 12\nupstream_parallel = 30", 2, 12),
+        ("upstream_parallel = 3", 8, 3),
+        ("processes = 5\nupstream_parallel = 1", 8, 1),
+    ],
+)
+def test_each_process_has_its_part_of_the_places_at_the_ca(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: str, processors: int, processes: int
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)))
+    (tmp_path / "proxy.toml").write_text(lines + "\n")
+    config = Context(tmp_path).config
+    assert config.in_processes() == processes
+    shares = [
+        Context(tmp_path, (number, processes)).share(config.upstream_parallel) for number in range(processes)
+    ]
+    assert sum(shares) == config.upstream_parallel and min(shares) >= 1 and max(shares) - min(shares) <= 1
+
+
+def test_in_a_view_what_is_the_same_for_all_is_read_once(context: Context) -> None:
+    asked: list[str] = []
+
+    @sa.event.listens_for(context.db.engine, "before_cursor_execute")
+    def _(_connection: object, _cursor: object, statement: str, *_more: object) -> None:
+        asked.append(statement)
+
+    directory = devices.Device("V1", "/View/A", "v1", False, (), "registered", 1, 1, 1)
+    beside = devices.Device("V2", "/View/A", "v2", False, (), "registered", 1, 1, 1)
+    profiles.store(context, "view", json.dumps({"certs": [{"friendly_name": "in view"}]}).encode())
+    profiles.assign(context, "view", directory="/View")
+
+    def names(device: devices.Device) -> list[str]:
+        return [cert.friendly_name for cert in merging.effective(context, device).certs]
+
+    try:
+        with context.db.view():
+            assert names(directory) == ["in view"]
+            asked.clear()
+            assert names(beside) == ["in view"]
+            assert not any("SELECT" in statement for statement in asked), asked
+        asked.clear()
+        assert names(beside) == ["in view"]
+        assert any("SELECT" in statement for statement in asked), "outside all is read anew"
+        # what a device has for itself is not seen at others
+        profiles.store(context, "own", json.dumps({"certs": [{"friendly_name": "its own"}]}).encode())
+        devices.add(context, "V1", "/View/A")
+        profiles.assign(context, "own", device="V1")
+        with context.db.view():
+            assert names(beside) == ["in view"]
+            assert names(directory) == ["its own", "in view"]
+            assert names(beside) == ["in view"]
+    finally:
+        sa.event.remove(context.db.engine, "before_cursor_execute", _)
 
 
 def test_secrets_stay_where_they_were_sealed(context: Context, tmp_path: Path) -> None:

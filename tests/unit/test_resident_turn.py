@@ -24,7 +24,8 @@ def test_other_settings_are_acted_on_in_turn(tmp_path: Path, told: str, wait: in
     now = time.monotonic()
     assert resident._want == "other settings"
     for moment in (resident._want_at, resident._next_watch):
-        assert wait - 1 <= moment - now <= wait, "neither acts before, nor asks the proxy before"
+        late = 1 if wait else 0  # each device at its own moment
+        assert wait - 1 <= moment - now <= wait + late, "neither acts before, nor asks the proxy before"
 
 
 def test_a_child_that_has_just_started_is_not_left_behind(

@@ -13,7 +13,7 @@ import pytest
 from igelcert import crypto
 from igelcert.codec import pkcs10
 from igelcert.crypto import Key
-from igelcert.errors import Error, RemoteProtocolError, SettingsError
+from igelcert.errors import Error, RemoteProtocolError, SettingsError, UnavailableError
 from igelcert.model import CsrSpec, Subject
 from igelcert.proxy import certificates, challenges, changes, devices, enrollments, registration
 from igelcert.proxy.admin import accounts
@@ -214,3 +214,35 @@ def test_clocks_that_differ_change_nothing_about_who_carries_a_request(
         )
     row = enrollments.claim(other, ask, 1)
     assert not isinstance(row, enrollments.Ticket) and row.state == "running"
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_who_stands_still_in_a_transaction_holds_nobody_up_for_long(
+    context: Context, other: Context, alone: bool
+) -> None:
+    """A proxy that is cut off in the middle of one holds its locks: others get them before they give up waiting."""
+    if not context.db.shared:
+        pytest.skip("SQLite has no proxies that could be cut off")
+    devices.add(context, "STILL")
+    held, going_on = threading.Event(), threading.Event()
+    table = devices.devices
+
+    def stand_still() -> Any:
+        with other.db.begin(alone=alone) as connection:
+            connection.execute(table.update().where(table.c.unit_id == "STILL").values(directory="/Lost"))
+            held.set()
+            going_on.wait(30)
+            connection.execute(table.update().where(table.c.unit_id == "STILL").values(directory="/Lost"))
+
+    def act() -> None:
+        assert held.wait(10)
+        try:
+            with context.db.begin(alone=alone) as connection:
+                connection.execute(table.update().where(table.c.unit_id == "STILL").values(directory="/Kept"))
+        finally:
+            going_on.set()
+
+    lost, done = race(stand_still, act)
+    assert isinstance(lost, UnavailableError) and done is None, (lost, done)
+    found = devices.get(context, "STILL")
+    assert found is not None and found.directory == "/Kept"

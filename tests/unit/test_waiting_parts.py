@@ -246,6 +246,7 @@ def worker(table: Table, watch: Watch) -> Iterator[Worker]:
     cfg = Config()
     cfg.user_limits = {"handshake": 1, "request": 1, "waiting": 100}
     cfg.sends_preface = lambda address: address == "balancer"
+    cfg.show_gate, cfg.view = lambda: None, contextlib.nullcontext
     made = Worker(1, os.getpid(), [], None, 30, cfg, logging.getLogger("test"))
     made.poller, made.tpool, made.watch = selectors.DefaultSelector(), Pool(), watch
     yield made
@@ -290,12 +291,21 @@ def _asleep(worker: Worker, unit: str, stack: contextlib.ExitStack) -> Connectio
 
 
 def test_those_that_waited_are_answered_in_batches(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A quarter of the threads has sixteen each; what a thread does not come to in its time goes on with another."""
+    """One thread has sixteen; another, up to a quarter of all, when that one is held up. What a thread does not come to
+    in its time goes on with another."""
     worker.cfg.set("threads", 8)
+    monkeypatch.setattr("igelcert.proxy.worker.HELD_UP_SECONDS", 0.2)
     with contextlib.ExitStack() as stack:
         conns = [_asleep(worker, str(number), stack) for number in range(50)]
         worker._changed([Change(1, "directory", "/")])
-        assert worker.tpool.work == [conns[:16], conns[16:32]] and worker.answering == 2
+        assert worker.tpool.work == [conns[:16]] and worker.answering == 1
+        worker._answer_parked()
+        assert worker.answering == 1
+        for _ in range(2):
+            time.sleep(0.25)
+            for _ in range(2):
+                worker._answer_parked()
+            assert worker.tpool.work == [conns[:16], conns[16:32]] and worker.answering == 2
         slow = iter([0.0, 0.0, 0.2])
         monkeypatch.setattr(worker, "handle", lambda _: time.sleep(next(slow)) or "linger")
         results = worker._answer_in_turn(conns[:16])
@@ -308,9 +318,12 @@ def test_those_that_waited_are_answered_in_batches(worker: Worker, monkeypatch: 
         broken: Future[list[str]] = Future()
         broken.set_exception(RuntimeError())
         worker._answered(conns[16:32], broken)
-        assert worker.tpool.work[3:] == [conns[32:48]] and all(
-            each.sock.fileno() < 0 for each in conns[16:32]
-        )
+        assert all(each.sock.fileno() < 0 for each in conns[16:32])
+        assert worker.answering == 1 and not worker.tpool.work[3:]
+        done = Future()
+        done.set_result(["linger"] * 13)
+        worker._answered(conns[3:16], done)
+        assert worker.tpool.work[3:] == [conns[32:48]] and worker.answering == 1
 
 
 def test_half_a_preface_has_as_long_as_a_handshake(worker: Worker) -> None:

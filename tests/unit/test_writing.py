@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -111,3 +116,93 @@ def test_a_commit_that_fails_is_everybodys_failure(db: Counted, tmp_path: Path) 
     with db.begin() as connection:
         put(connection, 1, 1)
     assert rows(tmp_path) == {(1, 1)}
+
+
+PROCESS = """
+import sys, time
+from pathlib import Path
+import sqlalchemy as sa
+from igelcert.proxy.database import Database
+place, who, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+db = Database.sqlite(place / "db")
+if sys.argv[4] == "share":
+    db.share(place / "lock")
+print("ready", flush=True)
+sys.stdin.readline()
+longest = 0.0
+for what in range(count):
+    start = time.monotonic()
+    with db.begin() as connection:
+        connection.execute(sa.text("INSERT INTO t VALUES (:who, :what)"), {"who": who, "what": what})
+        time.sleep(0.002)
+    longest = max(longest, time.monotonic() - start)
+print(longest, flush=True)
+"""
+
+
+def run_processes(place: Path, count: int, each: int, how: str = "share") -> list[subprocess.Popen[str]]:
+    args = [sys.executable, "-c", PROCESS, str(place)]
+    made = [
+        subprocess.Popen(
+            [*args, str(number), str(each), how], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        for number in range(count)
+    ]
+    for process in made:
+        assert process.stdout and process.stdout.readline() == "ready\n"
+    for process in made:
+        assert process.stdin
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return made
+
+
+def test_processes_take_turns(db: Counted, tmp_path: Path) -> None:
+    db.close()
+    for process in run_processes(tmp_path, 4, 60):
+        out, _ = process.communicate(timeout=60)
+        assert process.returncode == 0, out
+    assert rows(tmp_path) == {(who, what) for who in range(4) for what in range(60)}
+
+
+def test_who_writes_waits_for_the_lock_and_readers_do_not(db: Counted, tmp_path: Path) -> None:
+    db.share(tmp_path / "lock")
+    other = os.open(tmp_path / "lock", os.O_RDWR)
+    fcntl.flock(other, fcntl.LOCK_EX)
+    done = threading.Event()
+
+    def write() -> None:
+        with db.begin() as connection:
+            put(connection, 1, 1)
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    assert not done.wait(0.3)
+    with db.read() as connection:
+        assert connection.execute(sa.text("SELECT count(*) FROM t")).scalar() == 0
+    os.close(other)
+    assert done.wait(5)
+    thread.join()
+    with pytest.raises(ValueError, match="no"), db.begin() as connection:
+        put(connection, 2, 2)
+        raise ValueError("no")
+    with (tmp_path / "lock").open() as file:  # given back after a failure, too
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_process_that_dies_in_its_turn_holds_up_nobody(db: Counted, tmp_path: Path) -> None:
+    db.close()
+    dying, going_on = run_processes(tmp_path, 2, 400)
+    time.sleep(0.3)
+    os.kill(dying.pid, signal.SIGSTOP)  # with or without the lock
+    os.kill(dying.pid, signal.SIGKILL)
+    dying.wait(10)
+    going_on.communicate(timeout=60)
+    assert going_on.returncode == 0
+    assert {what for who, what in rows(tmp_path) if who == 1} == set(range(400))
+
+
+def test_the_lock_is_no_file_that_others_could_take(db: Counted, tmp_path: Path) -> None:
+    db.share(tmp_path / "lock")
+    assert (tmp_path / "lock").stat().st_mode & 0o077 == 0

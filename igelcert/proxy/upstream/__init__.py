@@ -62,7 +62,10 @@ class Upstreams:
         self._current: Upstream | None = None
         self._keys = TransportKeys(context)
         config = context.config
-        self.gate = Gate(config.upstream_parallel, max(1, config.threads // 4), config.upstream_wait)
+        share = context.share(config.upstream_parallel)
+        # where there are leases, any process may have all places
+        places = config.upstream_parallel if context.db.shared else share
+        self.gate = Gate(places, max(1, config.threads // 2), config.upstream_wait, share=share)
 
     def current(self, version: int | None = None) -> Upstream:
         """As the database has it now; TransportError (link "config") when no CA is configured. version: its version,

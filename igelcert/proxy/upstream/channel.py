@@ -30,6 +30,8 @@ from ...codec.http import Request, Response, plain_line
 from ...errors import Error, RemoteProtocolError, SettingsError, TransportError
 from ..figures import ca_exchange
 from ..leases import check_place
+from ..tls import Socket
+from ..turns import waiting
 from .steps import Step
 
 __all__ = ["Channel", "client_context", "date"]
@@ -61,6 +63,7 @@ class Channel:
             )
             self._pool.ConnectionCls = _PlainConnection
         else:
+            tls.sslsocket_class = Socket
             self._pool = urllib3.HTTPSConnectionPool(
                 host, port, ssl_context=tls, maxsize=IDLE_CONNECTIONS, retries=False, timeout=limits
             )
@@ -78,7 +81,9 @@ class Channel:
     def send(self, request: Request) -> Response:
         """The answer; redirects are not followed. TransportError, RemoteProtocolError."""
         check_place(self._timeout)
-        with ca_exchange(), _Watch(self._timeout) as watch:
+        # what waits for TLS gives up its turn by itself
+        aside = waiting() if self._tls is None else contextlib.nullcontext()
+        with aside, ca_exchange(), _Watch(self._timeout) as watch:
             try:
                 answer = self._pool.urlopen(
                     request.method,
@@ -245,6 +250,10 @@ class Channel:
 
 class _Connection(urllib3.connection.HTTPSConnection):
     """Shows its socket to the watch of the exchange that uses it."""
+
+    def _new_conn(self) -> socket.socket:
+        with waiting():
+            return super()._new_conn()
 
     def getresponse(self) -> urllib3.HTTPResponse:  # type: ignore[override]
         watch = getattr(_watched, "watch", None)

@@ -356,8 +356,7 @@ def load(context: Context) -> CaConfig | None:
 def standing(context: Context) -> tuple[int, bool]:
     """The version of the configuration, 0 when there is none; does the CA want one-time challenges of NDES in the
     settings?"""
-    with context.db.read() as connection:
-        row = connection.execute(_STANDING).one_or_none()
+    row = context.db.once(PLACE, lambda connection: connection.execute(_STANDING).one_or_none())
     return (row.version, _wants_challenges(row.settings)) if row is not None else (0, False)
 
 

@@ -15,19 +15,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from ...errors import TransportError
-from ..figures import CA_BUSY, CA_CAP, CA_WAITING
+from ..figures import show_ca
+from ..turns import waiting
 
 __all__ = ["Busy", "Gate"]
 
 LEAST = 2  # seconds to a turn
 MOST = 3_600
-FIRST_PACE = 0.1  # seconds that a request takes, before one was seen
+FIRST_PACE = 0.05  # seconds that a request takes, before one was seen
 WEIGHT = 0.1  # of the newest request in the pace
 CLOSER = 0.9  # the distance of turns, as a part of the CA's pace
 PROBE_EVERY = 2.0  # seconds between tries of a CA that does not answer
 HIDDEN = 300.0  # seconds for which a CA that does not answer is a queue to devices, and no failure
-LAG = 0.1  # seconds that requests wait for a thread, above which this proxy is what is slow
-OVERLOAD = 1.0  # the same, whether the CA has room or not
+LAG = 0.1  # seconds that requests wait for a thread, above which this proxy is busy
+OVERLOAD = 0.5  # the same, above which what just came is sent away
+FORGETTING = 0.998  # of what this proxy can do, with each answer where it is not busy
+NEWS_SECONDS = 1.0
 NEWS_PACE = 0.005  # seconds between devices that hear of other settings: no proxy enrolls more at once
 
 
@@ -40,36 +43,42 @@ class Busy(TransportError):
 
 
 class Gate:
-    """places: requests at the CA at once; lobby: those that wait before it, for `patience` seconds. Safe for threads."""
+    """places: requests at the CA at once; lobby: those that wait before it, for `patience` seconds. share: how many of the
+    places it counts on, where other gates let in to the same ones. Safe for threads."""
 
     def __init__(
-        self, places: int, lobby: int, patience: float, clock: Callable[[], float] = time.monotonic
+        self,
+        places: int,
+        lobby: int,
+        patience: float,
+        clock: Callable[[], float] = time.monotonic,
+        share: int = 0,
     ) -> None:
         self.places = places
+        self._share = share or places
         self._lobby = lobby
         self._patience = patience
         self._clock = clock
         self._free = threading.Condition()
         self._busy = 0
         self._waiting = 0
-        self._pace = FIRST_PACE / places  # seconds between two answers
+        self._pace = FIRST_PACE / self._share  # seconds between two answers
         self._lag = 0.0  # seconds for which requests wait for a thread
-        self._interval = 0.0  # seconds between two answers, in fact
+        self._own = 0.0  # the same, at which this proxy was busy all the time
         self._answered_at = 0.0
+        self._news_at = -math.inf  # when a device was last told of other settings
         self._turn = 0.0  # when the next turn is
         self._failures = 0  # in a row
         self._failed_at = 0.0  # the first of them
         self._probe_at = 0.0
-        CA_CAP.set(places)
-        CA_BUSY.set_function(lambda: self._busy)
-        CA_WAITING.set_function(lambda: self._waiting + self.queue)
 
     # ---- places ---------------------------------------------------------------------------------
 
     @contextmanager
     def place(self, *, patience: float | None = None) -> Iterator[None]:
         """A place at the CA; Busy when there is none. patience: seconds to wait for it, instead of the usual."""
-        self._enter(self._patience if patience is None else patience, bounded=patience is None)
+        with waiting():
+            self._enter(self._patience if patience is None else patience, bounded=patience is None)
         try:
             yield
         finally:
@@ -113,9 +122,16 @@ class Gate:
         with self._free:
             now = self._clock()
             self._failures = 0
-            self._pace += WEIGHT * (seconds / self.places - self._pace)
-            self._interval += WEIGHT * (min(1.0, now - self._answered_at) - self._interval)
+            self._pace += WEIGHT * (seconds / self._share - self._pace)
+            self._learn(now, min(1.0, now - self._answered_at))
             self._answered_at = now
+
+    def _learn(self, now: float, interval: float) -> None:
+        """What this proxy can do itself is seen where requests wait for it, and for nothing but each other."""
+        if self._lag > LAG and now - self._news_at > NEWS_SECONDS:
+            self._own += WEIGHT * (interval - self._own)
+        else:
+            self._own *= FORGETTING
 
     def note_lag(self, seconds: float) -> None:
         """A request waited so long for a thread."""
@@ -124,9 +140,7 @@ class Gate:
     @property
     def _distance(self) -> float:
         """Seconds between two turns: of the CA, or of this proxy, when requests wait for it and not for the CA."""
-        slow = self._lag > OVERLOAD or (self._lag > LAG and self._busy < self.places)
-        own = self._interval if slow else 0.0
-        return max(self._pace * CLOSER, own)
+        return max(self._pace * CLOSER, self._own)
 
     def failed(self) -> int:
         """The CA did not answer a request, or that it cannot now. When to come back, where this was one of many for
@@ -143,7 +157,7 @@ class Gate:
         """Is there no room, not even before the CA? Asked before anything is written for a request."""
         with self._free:
             crowded = self._busy >= self.places and self._waiting >= self._lobby
-            return self._later() if crowded and not self._down else None
+            return self._later() if (crowded or self._lag > OVERLOAD) and not self._down else None
 
     def later(self) -> Busy:
         """There is no room: when to come back."""
@@ -166,6 +180,10 @@ class Gate:
         self._turn = min(at + self._distance, now + MOST)
         return math.ceil(at - now)
 
+    def show(self) -> None:
+        """Tells monitoring how it is here."""
+        show_ca(self._share, self._busy, self._waiting + self.queue)
+
     @property
     def queue(self) -> int:
         """How many have a turn that is still to come, roughly."""
@@ -175,7 +193,7 @@ class Gate:
         """Seconds after which a device that hears of other settings is to act on them: 0 for the first of many, and
         as many a second as the CA, or this proxy, can do. Those are turns like others: who is sent away comes after."""
         with self._free:
-            now = self._clock()
+            now = self._news_at = self._clock()
             at = max(now, self._turn)
             self._turn = min(at + max(self._distance, NEWS_PACE), now + MOST)
             return int(at - now)

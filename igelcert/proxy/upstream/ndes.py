@@ -15,6 +15,7 @@ from urllib3.exceptions import HTTPError
 
 from ...codec import ndes
 from ...errors import RemoteProtocolError, TransportError
+from ..turns import waiting
 from .channel import client_context
 from .config import CaConfig
 
@@ -36,7 +37,8 @@ def fetch_challenge(config: CaConfig, timeout: float) -> str:
     else:
         pool = urllib3.HTTPConnectionPool(host, port, maxsize=1, timeout=limits)
     try:
-        status, body = _ask(pool, path, host, settings.ndes_user, config.password)
+        with waiting():
+            status, body = _ask(pool, path, host, settings.ndes_user, config.password)
     except (HTTPError, OSError) as err:
         raise TransportError(
             f"the page of challenges on {host}:{port} cannot be reached ({type(err).__name__})", link="ndes"

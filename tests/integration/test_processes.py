@@ -1,0 +1,177 @@
+"""A proxy is several processes: they ask the CA no more than one would, count together, and one that dies is replaced."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from igelcert.proxy import profiles
+from igelcert.proxy.context import Context
+from tests.load import fleet
+from tests.load.ca import SlowCa, slow_ca
+from tests.support.chain import Proxy, proxy
+from tests.support.proxies import Member, processes, request, signalled, use
+
+CAP = 5
+COUNT = 3
+CONFIG = f"processes = {COUNT}\nupstream_parallel = {CAP}\nupstream_wait = 20\nthreads = 32\n"
+
+
+@pytest.fixture
+def ca(tmp_path: Path) -> Iterator[SlowCa]:
+    with slow_ca(tmp_path / "ca", delay=0.15, cap=CAP) as made:
+        yield made
+
+
+@pytest.fixture
+def gate(tmp_path: Path, ca: SlowCa) -> Iterator[Proxy]:
+    with proxy(tmp_path / "data", CONFIG) as made:
+        use(made, ca)
+        until(lambda: len(processes(made)) == 1 + COUNT)
+        yield made
+
+
+def figure(gate: Proxy, name: str) -> float:
+    text = gate.admin("/metrics")[1]
+    found = re.search(rf"^{re.escape(name)} (\S+)$", text, re.MULTILINE)
+    assert found, f"{name} is not in\n{text}"
+    return float(found[1])
+
+
+ISSUED = 'igelcert_requests_total{operation="enroll",result="issued"}'
+
+
+def enroll(gate: Proxy, members: list[Member]) -> list[int]:
+    def ask(member: Member) -> int:
+        csr = member.csr()
+        while (answer := request(gate, member, csr))[0] == 202:  # connections are not shared out evenly
+            time.sleep(int(answer[1]["retry-after"]))
+        return answer[0]
+
+    with ThreadPoolExecutor(len(members)) as pool:
+        return list(pool.map(ask, members))
+
+
+def until(true: object, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while not true():  # type: ignore[operator]
+        assert time.monotonic() < end, "it does not come about"
+        time.sleep(0.05)
+
+
+def test_together_they_are_one_proxy(gate: Proxy, ca: SlowCa, tmp_path: Path) -> None:
+    assert len(processes(gate)) == 1 + COUNT
+    members = Member.all(gate, tmp_path / "fleet", 36, "MANY")
+    assert enroll(gate, members[:24]) == [200] * 24
+    seen = ca.seen()
+    assert seen.issued == 24 and seen.over == 0 and 1 < seen.peak <= CAP
+    # whoever answers, the figures are of all
+    assert {figure(gate, ISSUED) for _ in range(12)} == {24}
+    assert {figure(gate, 'igelcert_ca_round_trip_seconds_count{outcome="ok"}') for _ in range(6)} == {
+        24 + _asked_for_cas(gate, 24)
+    }
+    until(lambda: figure(gate, "igelcert_ca_slots") == CAP)
+    for _ in range(6):  # and the same request is one, whichever gets it
+        assert request(gate, members[0], members[0].csr())[0] == 200
+    csr = members[30].csr()
+    with ThreadPoolExecutor(9) as pool:
+        answers = list(pool.map(lambda _: request(gate, members[30], csr), range(9)))
+    assert {each[0] for each in answers} == {200} and len({each[2] for each in answers}) == 1
+
+
+def _asked_for_cas(gate: Proxy, issued: int) -> int:
+    """How often the CA was asked for its own certificates: once by each process at most."""
+    text = gate.admin("/metrics")[1]
+    found = re.search(r'igelcert_ca_round_trip_seconds_count\{outcome="ok"\} (\S+)', text)
+    assert found
+    more = int(float(found[1])) - issued
+    assert 1 <= more <= COUNT * CAP
+    return more
+
+
+def test_one_that_dies_is_replaced_and_nothing_is_forgotten(gate: Proxy, ca: SlowCa, tmp_path: Path) -> None:
+    members = Member.all(gate, tmp_path / "fleet", 30, "DIES")
+    assert enroll(gate, members[:12]) == [200] * 12
+    _, first, *others = processes(gate)
+    os.kill(first, signal.SIGKILL)
+    until(lambda: len(processes(gate)) == 1 + COUNT and first not in processes(gate))
+    assert set(others) <= set(processes(gate)), "the others go on"
+    assert enroll(gate, members[12:]) == [200] * 18
+    seen = ca.seen()
+    assert seen.over == 0 and seen.peak <= CAP, "the new one has the part of the one that died"
+    assert {figure(gate, ISSUED) for _ in range(8)} == {30}
+    until(lambda: figure(gate, "igelcert_ca_slots") == CAP)
+
+
+def test_a_change_reaches_those_who_wait_at_any_of_them(gate: Proxy, tmp_path: Path) -> None:
+    members = Member.all(gate, tmp_path / "fleet", 24, "WAIT")
+    etag = gate.ask("GET", "/rmagent/settings", client=(members[0].pem, members[0].pem))[1]["etag"]
+
+    def wait(member: Member) -> tuple[int, float]:
+        headers = {"Prefer": "wait=60", "If-None-Match": etag}
+        pair = (member.pem, member.pem)
+        answer = gate.ask("GET", "/rmagent/settings", client=pair, headers=headers, timeout=90)
+        return answer[0], time.monotonic()
+
+    with ThreadPoolExecutor(len(members)) as pool:
+        waits = [pool.submit(wait, member) for member in members]
+        until(lambda: figure(gate, "igelcert_waiting_devices") == len(members))
+        assert _spread(gate, len(members)) > 1, "at more than one of them"
+        context = Context.open(gate.data)
+        profiles.unassign(context, "fleet", directory=fleet.DIRECTORY)
+        context.db.close()
+        start = time.monotonic()
+        told = [each.result() for each in waits]
+    assert Counter(status for status, _ in told) == {200: len(members)}
+    assert max(at for _, at in told) - start < 3
+    until(lambda: figure(gate, "igelcert_waiting_devices") == 0)
+    assert figure(gate, "igelcert_waiting_devices_woken_total") == len(members)
+
+
+def _spread(gate: Proxy, waiting: int) -> int:
+    """At how many processes devices wait, by their open connections."""
+    port = f"{gate.port:04X}"
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    mine = {line[9] for line in lines if line[1].endswith(f":{port}") and line[3] == "01"}
+    assert len(mine) >= waiting
+    found = 0
+    for pid in processes(gate)[1:]:
+        links = [os.readlink(each) for each in Path(f"/proc/{pid}/fd").iterdir() if each.is_symlink()]
+        found += any(link.removeprefix("socket:[").rstrip("]") in mine for link in links)
+    return found
+
+
+def test_nothing_is_left_of_what_they_counted(tmp_path: Path, ca: SlowCa) -> None:
+    memory = Path("/dev/shm")  # noqa: S108
+
+    def places() -> set[str]:
+        return {each.name for each in memory.glob("ca-proxy-*")}
+
+    def of(gate: Proxy) -> str:
+        maps = Path(f"/proc/{processes(gate)[1]}/maps").read_text()
+        found = re.search(rf"{memory}/(ca-proxy-[^/]+)/", maps)
+        assert found, maps
+        return found[1]
+
+    with proxy(tmp_path / "data", CONFIG) as gate:
+        until(lambda: len(processes(gate)) > 1)
+        until(lambda: "/dev/shm" in Path(f"/proc/{processes(gate)[1]}/maps").read_text())  # noqa: S108
+        mine = of(gate)
+        assert mine in places() and (memory / mine).stat().st_mode & 0o077 == 0
+    assert mine not in places()
+    with proxy(tmp_path / "data") as gate:
+        until(lambda: len(processes(gate)) > 1)
+        until(lambda: "/dev/shm" in Path(f"/proc/{processes(gate)[1]}/maps").read_text())  # noqa: S108
+        killed = of(gate)
+        signalled(gate, signal.SIGKILL)
+    assert killed in places()
+    with proxy(tmp_path / "data"):
+        assert killed not in places(), "the next one clears it away"

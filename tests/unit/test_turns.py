@@ -1,0 +1,166 @@
+"""Turns: a few threads at a time, never a standstill."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import pytest
+
+from igelcert.proxy import turns
+
+
+def run(*acts: Callable[[], None]) -> list[threading.Thread]:
+    threads = [threading.Thread(target=act) for act in acts]
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def join(threads: list[threading.Thread]) -> None:
+    for thread in threads:
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "PATIENCE", 10.0)
+
+
+class Count:
+    def __init__(self) -> None:
+        self.now = self.most = 0
+        self._lock = threading.Lock()
+
+    def enter(self) -> None:
+        with self._lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+
+    def leave(self) -> None:
+        with self._lock:
+            self.now -= 1
+
+
+def test_so_many_work_at_a_time_and_those_who_wait_do_not_count() -> None:
+    at_work, asleep = Count(), Count()
+
+    def act() -> None:
+        with turns.working():
+            at_work.enter()
+            time.sleep(0.01)
+            at_work.leave()
+            with turns.waiting():
+                asleep.enter()
+                time.sleep(0.2)
+                asleep.leave()
+            at_work.enter()
+            time.sleep(0.01)
+            at_work.leave()
+
+    join(run(*[act] * 12))
+    assert at_work.most == turns.TURNS
+    assert asleep.most > turns.TURNS
+
+
+def test_a_turn_comes_back_from_who_fails() -> None:
+    def fail() -> None:
+        with pytest.raises(ValueError, match="no"), turns.working(), turns.waiting():
+            raise ValueError("no")
+
+    join(run(*[fail] * 10))
+    start = time.monotonic()
+
+    def act() -> None:
+        with turns.working():
+            pass
+
+    join(run(*[act] * 4))
+    assert time.monotonic() - start < 5
+
+
+def test_nothing_stands_still_where_a_turn_is_never_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "PATIENCE", 0.1)
+    end, done = threading.Event(), threading.Event()
+
+    def stuck() -> None:
+        with turns.working():
+            end.wait(20)
+
+    def act() -> None:
+        with turns.working():
+            done.set()
+
+    held = run(*[stuck] * (turns.TURNS + 2))
+    time.sleep(0.3)
+    join(run(act))
+    assert done.is_set()
+    end.set()
+    join(held)
+
+
+def test_who_is_in_no_hurry_lets_others_go_first_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "COURTESY", 0.3)
+    order: list[str] = []
+    end = threading.Event()
+
+    def hold() -> None:
+        with turns.working():
+            end.wait(0.1)
+
+    def urgent() -> None:
+        with turns.working():
+            order.append("urgent")
+
+    def later() -> None:
+        with turns.working(first=False):
+            order.append("later")
+
+    held = run(*[hold] * turns.TURNS)
+    time.sleep(0.02)
+    waiting = run(urgent, later, urgent)
+    join([*held, *waiting])
+    assert order == ["urgent", "urgent", "later"]
+
+    end.clear()
+    monkeypatch.setattr(turns, "COURTESY", 0.05)
+    stuck = run(*[lambda: hold_for(1.0)] * (turns.TURNS + 3))
+    time.sleep(0.1)
+    start = time.monotonic()
+    monkeypatch.setattr(turns, "PATIENCE", 0.1)
+    join(run(later))
+    assert time.monotonic() - start < 0.8
+    join(stuck)
+
+
+def hold_for(seconds: float) -> None:
+    with turns.working():
+        time.sleep(seconds)
+
+
+def test_time_that_was_spent_on_waiting_for_turns_is_known() -> None:
+    lost: list[float] = []
+
+    def act() -> None:
+        with turns.working():
+            before = turns.lost()
+            with turns.waiting():
+                time.sleep(0.05)
+            lost.append(turns.lost() - before)
+
+    def hold() -> None:
+        with turns.working():
+            time.sleep(0.3)
+
+    first = run(act)
+    time.sleep(0.02)
+    join([*first, *run(*[hold] * turns.TURNS)])
+    assert lost[0] > 0.15
+
+
+def test_who_has_no_turn_gives_none_up() -> None:
+    with turns.waiting():
+        assert turns._turns.free.qsize() == turns.TURNS
+    assert turns._turns.free.qsize() == turns.TURNS
