@@ -15,10 +15,11 @@ from ..codec import answer as answers
 from ..codec import pkcs10
 from ..errors import CheckError, CryptoError, Error, RemoteProtocolError, TransportError
 from ..model import Issued, Outcome, Pending, Refused
-from . import cacerts, turns
+from . import cacerts
 from . import enrollments as records
 from .context import Context
 from .database import now
+from .turns import waiting
 from .upstream import Busy, Upstream
 
 __all__ = ["Answer", "relay"]
@@ -65,7 +66,7 @@ def relay(context: Context, ask: records.Ask, version: int) -> Answer:
             return Answer(202, row.reason, retry_after=max(1, row.retry_at - row.clock))
         if time.monotonic() >= deadline:
             return Answer(202, UNDER_WAY, retry_after=2)
-        with turns.waiting():
+        with waiting():
             time.sleep(JOIN_STEP)
         row = records.claim(context, ask, version)
     try:
@@ -83,13 +84,14 @@ def relay(context: Context, ask: records.Ask, version: int) -> Answer:
 def _ask(context: Context, upstream: Upstream, ask: records.Ask, ticket: records.Ticket) -> Answer:
     gate = context.upstreams.gate
     try:
-        with context.upstreams.place():
-            start = time.monotonic() - turns.lost()
+        # a place is held for no longer than the CA takes: nobody waits for a turn in it
+        with waiting(), context.upstreams.place():
+            start = time.monotonic()
             with context.upstreams.exchange():
                 # first what its answer is judged by: a certificate that could not be checked would be lost
                 cas = cacerts.fresh(context, upstream)
                 outcome = upstream.enroll(ask.csr, ticket)
-            took = time.monotonic() - turns.lost() - start
+            took = time.monotonic() - start
         if isinstance(outcome, Issued):
             gate.answered(took)
             good = _checked(context, upstream, outcome, ask.csr, cas)

@@ -1,4 +1,4 @@
-"""Who runs Python: of the threads that answer requests, two at a time.
+"""Who runs Python: of the threads of a process that answer requests, one at a time.
 
 A thread lets the interpreter go for a moment at every statement of the database and every octet sent. Where a dozen threads
 wait for it then, each such moment hands it to another one, by way of the kernel, at a third of all processor time. So a
@@ -18,27 +18,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
-__all__ = ["lost", "waiting", "working"]
+__all__ = ["waiting", "working"]
 
-TURNS = 2  # one runs Python while the other is in libcrypto or the database
-PATIENCE = 0.5  # seconds
+TURNS = 1  # with two, the same takes a tenth more of the processor's time
+PATIENCE = 0.25  # seconds
 COURTESY, STEP = 0.02, 0.002  # the same, of who is in no hurry; between its looks
 
 
 class _Turns(threading.local):
-    """Of a thread. turn: it has one; lost: seconds for which it waited for turns."""
+    """Of a thread. turn: it has one."""
 
     free: ClassVar[queue.SimpleQueue[None]] = queue.SimpleQueue()
-    wanted: ClassVar[
-        list[None]
-    ] = []  # as long as there are threads that wait; appending and popping are atomic
+    # as long as there are threads that wait; appending and popping are atomic
+    wanted: ClassVar[list[None]] = []
 
     def __init__(self) -> None:
         self.turn = False
-        self.lost = 0.0
 
     def take(self) -> None:
-        start = time.monotonic()
         self.wanted.append(None)
         try:
             self.free.get(timeout=PATIENCE)
@@ -46,7 +43,6 @@ class _Turns(threading.local):
         except queue.Empty:
             pass
         self.wanted.pop()
-        self.lost += time.monotonic() - start
 
     def give_back(self) -> None:
         if self.turn:
@@ -87,8 +83,3 @@ def waiting() -> Iterator[None]:
         yield
     finally:
         _turns.take()
-
-
-def lost() -> float:
-    """Seconds for which this thread waited for turns, of all its life."""
-    return _turns.lost

@@ -140,26 +140,6 @@ def hold_for(seconds: float) -> None:
         time.sleep(seconds)
 
 
-def test_time_that_was_spent_on_waiting_for_turns_is_known() -> None:
-    lost: list[float] = []
-
-    def act() -> None:
-        with turns.working():
-            before = turns.lost()
-            with turns.waiting():
-                time.sleep(0.05)
-            lost.append(turns.lost() - before)
-
-    def hold() -> None:
-        with turns.working():
-            time.sleep(0.3)
-
-    first = run(act)
-    time.sleep(0.02)
-    join([*first, *run(*[hold] * turns.TURNS)])
-    assert lost[0] > 0.15
-
-
 def test_who_has_no_turn_gives_none_up() -> None:
     with turns.waiting():
         assert turns._turns.free.qsize() == turns.TURNS
