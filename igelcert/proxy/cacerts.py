@@ -82,7 +82,7 @@ def remember(context: Context, version: int, certs: list[bytes]) -> None:
         if grown:
             count_trust(connection)
     if grown:
-        context.trust_changes += 1
+        context.count_trust_change()
 
 
 def count_trust(connection: sa.Connection) -> None:

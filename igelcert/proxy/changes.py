@@ -22,7 +22,7 @@ from .context import Context
 from .database import Database, now
 from .schema import changes, meta
 
-__all__ = ["Change", "Watch", "hearing", "newest", "note", "since"]
+__all__ = ["Change", "Watch", "hearing", "newest", "note", "since", "view"]
 
 log = logging.getLogger("igelcert.proxy")
 
@@ -70,6 +70,12 @@ def note(connection: sa.Connection, targets: Iterable[tuple[str, str]]) -> None:
 def newest(context: Context) -> int:
     """The id of the newest change."""
     return context.db.once(_COUNTER, lambda connection: int(Database.meta_in(connection, _COUNTER, "0")))
+
+
+def view(context: Context) -> AbstractContextManager[None]:
+    """For requests that one thread answers one after the other, see `Database.view`. The oldest that they see is which
+    change is the newest: of what is committed meanwhile, those who wait on will hear."""
+    return context.db.view(lambda: newest(context))
 
 
 def since(context: Context, position: int) -> list[Change]:

@@ -125,22 +125,30 @@ def _config(path: Path) -> Config:
 class Context:
     """An opened data directory. Cheap to make; the database and keys open when they are used."""
 
-    def __init__(self, data: Path, part: tuple[int, int] = (0, 1)) -> None:
-        """part: which of how many processes that serve it this one is."""
+    def __init__(self, data: Path, part: tuple[int, int] = (0, 1), config: Config | None = None) -> None:
+        """part: which of how many processes that serve it this one is. config: as that began with it."""
         self.data = data
         self.part = part
         self.health_noted = (0, False, 0)  # cahealth.note: version, up, when
         self.kept_management_ca: ManagementCa | None = None  # rollover.issuing
         self.kept_cas: tuple[int, list[bytes], int] = (0, [], 0)  # cacerts.fresh: version, certificates, when
-        self.trust_changes = 0  # counted by this process: its own TLS front need not wait to look
-        self.config = _config(data / "proxy.toml")
+        self.counted: Any = [0]  # numbers, in memory that its processes share
+        self.config = config or _config(data / "proxy.toml")
 
     @classmethod
-    def open(cls, data: Path, part: tuple[int, int] = (0, 1)) -> Context:
+    def open(cls, data: Path, part: tuple[int, int] = (0, 1), config: Config | None = None) -> Context:
         """Opened and looked at: the schema must fit."""
-        context = cls(data, part)
+        context = cls(data, part, config)
         context.db.check()
         return context
+
+    @property
+    def trust_changes(self) -> int:
+        """Another number when the processes' TLS fronts should look at once whom they trust."""
+        return int(self.counted[0])
+
+    def count_trust_change(self) -> None:
+        self.counted[0] += 1
 
     @property
     def address(self) -> str:

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Hashable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -165,11 +165,15 @@ class Database:
                 transaction.commit()
 
     @contextmanager
-    def view(self) -> Iterator[None]:
+    def view(self, first: Callable[[], object]) -> Iterator[None]:
         """Requests that one thread answers one after the other, in a moment: what is the same for all of them is read
-        once. It may be as old as the first of them."""
+        once. It may be as old as the first of them, but no older than what `first` reads."""
         self._local.seen = {}
         try:
+            with suppress(StorageError):
+                first()
+            if not self._local.seen:  # each is told by itself that the database is away
+                self._local.seen = None
             yield
         finally:
             self._local.seen = None

@@ -8,6 +8,7 @@ together. It decides when it is imported whether it does so, which is why it is 
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 import time
@@ -27,6 +28,8 @@ __all__ = [
     "show_ca",
     "show_waiting",
 ]
+
+log = logging.getLogger("igelcert.proxy")
 
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"
 _RESULTS = ("issued", "pending", "refused", "failed")
@@ -102,27 +105,39 @@ def all_text() -> bytes:
     return generate_latest(registry)
 
 
+@contextmanager
+def _aside() -> Iterator[None]:
+    """What cannot be counted must hold up nobody."""
+    try:
+        yield
+    except (OSError, ValueError) as err:
+        log.error("monitoring does not see this: %s", err)
+
+
 def count_request(operation: str, result: str) -> None:
     """A request of a device came to an end. operation: as recorded; result: its state."""
-    _figures().requests.labels(_OPERATIONS.get(operation, "scep"), result).inc()
+    with _aside():
+        _figures().requests.labels(_OPERATIONS.get(operation, "scep"), result).inc()
 
 
 def show_ca(places: int, busy: int, queue: int) -> None:
     """How it is before the CA now, at this process."""
-    found = _figures()
-    found.slots.set(places)
-    found.busy.set(busy)
-    found.queue.set(queue)
+    with _aside():
+        found = _figures()
+        found.slots.set(places)
+        found.busy.set(busy)
+        found.queue.set(queue)
 
 
 def show_waiting(taken: int, places: int, woken: int) -> None:
     """Who waits for changes now, at this process. woken: in all its life."""
-    found = _figures()
-    found.waiting.set(taken)
-    found.places.set(places)
-    with found.lock:
-        found.woken.inc(woken - found.told_woken)
-        found.told_woken = woken
+    with _aside():
+        found = _figures()
+        found.waiting.set(taken)
+        found.places.set(places)
+        with found.lock:
+            found.woken.inc(woken - found.told_woken)
+            found.told_woken = woken
 
 
 @contextmanager
@@ -137,4 +152,5 @@ def ca_exchange() -> Iterator[None]:
         outcome = "unreachable"
         raise
     finally:
-        _figures().exchanges.labels(outcome).observe(time.monotonic() - start)
+        with _aside():
+            _figures().exchanges.labels(outcome).observe(time.monotonic() - start)

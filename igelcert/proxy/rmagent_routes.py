@@ -42,8 +42,8 @@ def make(context: Context) -> Blueprint:
         client = client_of(context, request.environ)
         seconds = preferred_wait(request.headers.get("Prefer", ""), WAIT_MAX)
         with context.db.read():  # one view: what changes later has a later id
-            device = client.device()
             since = changes.newest(context) if seconds else 0
+            device = client.device()
             found = merging.effective(context, device)
             challenged = challenges.in_force(context, standing(context)[1])
             cas = rollover.standing(context)

@@ -18,16 +18,17 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from ..errors import SettingsError, StorageError, UnavailableError
+from ..errors import SettingsError, StorageError
 from . import changes, figures
 from .addresses import among
 from .app import make_admin_app, make_device_app
-from .context import DRAIN_MAX, Context, is_address
+from .context import DRAIN_MAX, Config, Context, is_address
 from .servertls import ServerTls
 
 __all__ = ["places", "serve"]
@@ -43,6 +44,7 @@ GRACE_MARGIN = 5  # seconds beyond an exchange with the CA
 GARBAGE = 10_000  # objects made and not freed, after which Python looks for cycles
 _MEMORY = Path("/dev/shm")  # noqa: S108 - no disk
 _COUNTS = "ca-proxy-"
+_COUNTS_ROOM = 8 << 20  # octets; each process takes a quarter of a megabyte
 FILES = 256  # descriptors for what is no connection of a client
 
 
@@ -67,7 +69,7 @@ def serve(data: Path, listen: str, admin_listen: str, drain: int | None = None) 
         pid = os.getpid()
         stack.enter_context(_counting(data / "figures"))
         try:
-            _Server(data, listen, admin_listen, drain, lock).run()
+            _Server(context.config, data, listen, admin_listen, drain, lock).run()
         finally:
             if os.getpid() == pid:  # a worker leaves this way, too
                 run.unlink(missing_ok=True)
@@ -77,7 +79,7 @@ def serve(data: Path, listen: str, admin_listen: str, drain: int | None = None) 
 @contextmanager
 def _alone(data: Path) -> Iterator[int]:
     """One proxy serves a directory: two would ask the CA twice as much. Yields the descriptor of the lock. StorageError."""
-    path = data / "run.lock"
+    path, pid = data / "run.lock", os.getpid()
     try:
         handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     except OSError as err:
@@ -91,21 +93,29 @@ def _alone(data: Path) -> Iterator[int]:
             hint="end that one first; one more proxy for the same devices has a directory of its own: ca-proxy join",
         ) from None
     finally:
-        with suppress(OSError):  # a worker has closed its own
+        if os.getpid() == pid:  # a worker leaves this way, too, and has closed its own
             os.close(handle)
 
 
 @contextmanager
 def _counting(link: Path) -> Iterator[None]:
-    """A directory in which the processes count; the link says where, to who comes after one that was killed."""
+    """A directory in which the processes count; the link says where, to who comes after one that was killed. It is in use
+    as long as a process has its lock."""
     with suppress(OSError):
         left = link.readlink()
         if left.name.startswith(_COUNTS):
-            shutil.rmtree(left)
+            handle = os.open(left / _COUNTS, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(handle)
     link.unlink(missing_ok=True)
     pid = os.getpid()
-    place = tempfile.mkdtemp(prefix=_COUNTS, dir=_MEMORY if _MEMORY.is_dir() else None)
+    place = tempfile.mkdtemp(prefix=_COUNTS, dir=_MEMORY if _has_room(_MEMORY) else None)
+    handle = os.open(Path(place, _COUNTS), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
         link.symlink_to(place)
         figures.share_in(place)
         yield
@@ -113,6 +123,16 @@ def _counting(link: Path) -> Iterator[None]:
         if os.getpid() == pid:  # a worker leaves this way, too
             shutil.rmtree(place, ignore_errors=True)
             link.unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _has_room(place: Path) -> bool:
+    """A full one would end whoever counts in it."""
+    try:
+        found = os.statvfs(place)
+    except OSError:
+        return False
+    return os.access(place, os.W_OK) and found.f_bavail * found.f_frsize > _COUNTS_ROOM
 
 
 def _look_free(address: str) -> None:
@@ -131,28 +151,34 @@ def _look_free(address: str) -> None:
 
 
 class _Server(BaseApplication):  # type: ignore[misc]
-    def __init__(self, data: Path, listen: str, admin_listen: str, drain: int, lock: int) -> None:
+    def __init__(
+        self, config: Config, data: Path, listen: str, admin_listen: str, drain: int, lock: int
+    ) -> None:
+        self._config = config  # of all processes, whenever they begin
         self._data = data
         self._lock = lock
         self._drain = drain
         self._binds = [listen, admin_listen]
         self._tls: ServerTls | None = None
         self._admin: Any = None
-        self._processes = Context(data).config.in_processes()
+        self._processes = config.in_processes()
         self._number = 0  # of this process among those
-        self._waiting = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")[: self._processes]
+        shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
+        self._waiting, self._counted = shared[: self._processes], shared[self._processes :]
+        self._worker: Any = None  # in its process
+        self._follows = False  # one that ended
         super().__init__()
 
     def load_config(self) -> None:
-        context = Context(self._data)
+        config = self._config
         put = self.cfg.set
         put("bind", self._binds)
         put("worker_class", "igelcert.proxy.worker.Worker")
         put("workers", self._processes)
-        put("threads", context.config.threads)
+        put("threads", config.threads)
         put("worker_connections", CONNECTIONS)
         put("keepalive", KEEPALIVE_SECONDS)
-        grace = max(GRACE_SECONDS, context.config.upstream_timeout + GRACE_MARGIN)
+        grace = max(GRACE_SECONDS, config.upstream_timeout + GRACE_MARGIN)
         put("graceful_timeout", self._drain + grace + GRACE_MARGIN)  # the worker's own bounds come first
         put("timeout", 120)
         put("proc_name", "ca-proxy")
@@ -169,11 +195,11 @@ class _Server(BaseApplication):  # type: ignore[misc]
         if "control_socket_disable" in self.cfg.settings:  # newer gunicorns would open one
             put("control_socket_disable", True)
         self.cfg.is_admin = lambda server: server == self._admin
-        self.cfg.sends_preface = lambda address: among(context.config.proxy_protocol, address)
+        self.cfg.sends_preface = lambda address: among(config.proxy_protocol, address)
         self.cfg.user_limits = {
             "handshake": HANDSHAKE_SECONDS,
             "request": REQUEST_SECONDS,
-            "waiting": context.config.waiting,
+            "waiting": config.waiting,
             "drain": self._drain,
             "grace": grace,
         }
@@ -184,7 +210,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         context = self._opened()
         self.cfg.hear_changes = changes.hearing(context)
         self.cfg.set("worker_exit", lambda _server, _worker: context.leases.close())
-        self.cfg.view = context.db.view
+        self.cfg.view = partial(changes.view, context)
         self.cfg.show_gate = context.upstreams.gate.show
         self.cfg.changes_since = lambda position: changes.since(context, position)
         self.cfg.note_lag = context.upstreams.gate.note_lag
@@ -203,27 +229,34 @@ class _Server(BaseApplication):  # type: ignore[misc]
         return program
 
     def _opened(self) -> Context:
-        """What it stands on. A process that follows one that died waits for a database that is away."""
+        """What it stands on. A process that follows one that died waits until it can be had: it must not end the others."""
         while True:
             try:
-                context = Context.open(self._data, (self._number, self._processes))
+                context = Context.open(self._data, (self._number, self._processes), self._config)
+                context.counted = self._counted
                 self._tls = ServerTls(context)
                 self._tls.current()  # while the database is away, handshakes go on
                 context.leases.holder  # noqa: B018 - from now on other proxies' commands see that this one serves
-            except UnavailableError as err:
+            except StorageError as err:
+                if not self._follows:  # what is wrong is said, and the proxy ends
+                    raise
                 log.error("this process cannot begin yet: %s", err)
                 time.sleep(1)
+                if not self._worker.alive:
+                    sys.exit(0)
             else:
+                context.upstreams.gate.show()
                 return context
 
     def _numbered(self, arbiter: Any, worker: Any) -> None:
         """A new process takes the part of one that ended."""
-        taken = {each.number for each in arbiter.WORKERS.values()}
+        taken = {each.number for each in list(arbiter.WORKERS.values())}
         worker.number = min(set(range(self._processes)) - taken, default=0)
         worker.room.share(self._waiting, worker.number)
 
     def _begun(self, _arbiter: Any, worker: Any) -> None:
-        self._number = worker.number
+        self._number, self._worker = worker.number, worker
+        self._follows = worker.age > self._processes
 
     def _ended(self, _arbiter: Any, worker: Any) -> None:
         self._waiting[worker.number] = 0

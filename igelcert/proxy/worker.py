@@ -51,7 +51,7 @@ class Worker(Loop):
     """cfg.user_limits: {"handshake": s, "request": s, "waiting": devices}, and as of Loop; cfg.is_admin(listener's name):
     plain HTTP there?; cfg.sends_preface(address): does the PROXY protocol come from there?; cfg.changes_since(position):
     the changes after it; cfg.hear_changes: see changes.hearing; cfg.note_lag(seconds): a connection waited for a thread;
-    cfg.view(): see Database.view; cfg.show_gate(): tells monitoring how it is before the CA."""
+    cfg.view(): see changes.view; cfg.show_gate(): tells monitoring how it is before the CA."""
 
     wsgi: Any
 

@@ -58,6 +58,11 @@ class Writing:
 
         single: it is one statement, which SQLite undoes by itself when it fails: no savepoint is needed for it.
         """
+        # who writes is alone at that: what others wait for does not wait for a turn of the interpreter
+        with waiting():
+            yield from self._part(single)
+
+    def _part(self, single: bool) -> Iterator[sa.Connection]:
         shared = self._take()
         try:
             shared.parts += 1
@@ -74,9 +79,7 @@ class Writing:
                 self._pass_on(shared)
             raise
         self._pass_on(shared)
-        if not shared.done.is_set():
-            with waiting():
-                shared.done.wait()
+        shared.done.wait()
         if shared.error is not None:
             raise shared.error
 
@@ -84,9 +87,7 @@ class Writing:
         """Our turn, with the transaction that is open, or a new one."""
         with self._count:
             self._waiting += 1
-        if not self._turn.acquire(blocking=False):
-            with waiting():
-                self._turn.acquire()
+        self._turn.acquire()
         with self._count:
             self._waiting -= 1
         shared, self._open = self._open, None
@@ -102,12 +103,9 @@ class Writing:
     def _lock_file(self) -> None:
         if self._file < 0:
             return
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            # who has it is bounded itself, and a process that dies leaves it
-            with waiting(), suppress(OSError):
-                fcntl.flock(self._file, fcntl.LOCK_EX)
+        # who has it is bounded itself, and a process that dies leaves it
+        with suppress(OSError):
+            fcntl.flock(self._file, fcntl.LOCK_EX)
 
     def _release(self) -> None:
         if self._file >= 0:
@@ -129,8 +127,7 @@ class Writing:
         """Commits, or undoes all of it for an error."""
         try:
             if error is None:
-                with waiting():
-                    shared.scope.__exit__(None, None, None)
+                shared.scope.__exit__(None, None, None)
             else:
                 shared.error = error
                 shared.scope.__exit__(type(error), error, error.__traceback__)

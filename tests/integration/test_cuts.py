@@ -41,6 +41,9 @@ def test_killed_at_any_moment(gate: Proxy, lab: LabCa, root: Path) -> None:
     device = gate.device(root, "CUTS", "tc-cuts", directory="/Cuts")
     device.sync()
     home = device.certs / "lan"
+    start = time.monotonic()
+    assert run("igel-certs", "renew", "--force", "--root", root).returncode == 0
+    whole = time.monotonic() - start
     chance = random.Random(17)
     cut = 0
     serials = {check(home)}
@@ -48,7 +51,7 @@ def test_killed_at_any_moment(gate: Proxy, lab: LabCa, root: Path) -> None:
     for _ in range(25):
         args = [command("igel-certs"), "renew", "--force", "--root", str(root)]
         process = subprocess.Popen(args, stderr=subprocess.DEVNULL)
-        time.sleep(chance.uniform(0.05, 0.6))
+        time.sleep(chance.uniform(0.1 * whole, 1.1 * whole))
         process.send_signal(signal.SIGKILL)
         cut += process.wait() == -signal.SIGKILL
         serials.add(check(home))

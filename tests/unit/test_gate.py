@@ -185,3 +185,15 @@ def test_who_comes_to_a_proxy_that_has_fallen_behind_is_sent_away_at_once() -> N
     for _ in range(50):
         gate.note_lag(0.0)
     assert gate.full() is None
+
+
+def test_what_was_slow_long_ago_counts_no_more() -> None:
+    clock = Clock()
+    gate = Gate(8, 8, 1.0, clock)
+    for _ in range(50):
+        gate.note_lag(5.0)
+    assert gate.full() is not None
+    clock.now += 60
+    assert gate.full() is None, "nobody came meanwhile"
+    gate.note_lag(0.0)
+    assert gate.full() is None

@@ -12,7 +12,7 @@ from igelcert.codec import pkcs10
 from igelcert.crypto import Key
 from igelcert.errors import CheckError, SettingsError, StorageError, TransportError
 from igelcert.model import CsrSpec, Subject
-from igelcert.proxy import cacerts, devices, enrollment_log, enrollments, merging, profiles
+from igelcert.proxy import cacerts, changes, devices, enrollment_log, enrollments, merging, profiles, rollover
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import Database
 from igelcert.proxy.initialise import initialise
@@ -100,7 +100,7 @@ def test_in_a_view_what_is_the_same_for_all_is_read_once(context: Context) -> No
         return [cert.friendly_name for cert in merging.effective(context, device).certs]
 
     try:
-        with context.db.view():
+        with changes.view(context):
             assert names(directory) == ["in view"]
             asked.clear()
             assert names(beside) == ["in view"]
@@ -112,12 +112,23 @@ def test_in_a_view_what_is_the_same_for_all_is_read_once(context: Context) -> No
         profiles.store(context, "own", json.dumps({"certs": [{"friendly_name": "its own"}]}).encode())
         devices.add(context, "V1", "/View/A")
         profiles.assign(context, "own", device="V1")
-        with context.db.view():
+        with changes.view(context):
             assert names(beside) == ["in view"]
             assert names(directory) == ["its own", "in view"]
             assert names(beside) == ["in view"]
     finally:
         sa.event.remove(context.db.engine, "before_cursor_execute", _)
+
+
+def test_a_change_during_a_view_is_not_lost(context: Context) -> None:
+    """Who waits on does so from before it, whatever was read first."""
+    with changes.view(context):
+        before = rollover.standing(context)
+        rollover.roll(context)
+        assert rollover.standing(context) == before, "as old as the view"
+        seen = changes.newest(context)
+    assert [change.id for change in changes.since(context, seen)], "it is told to who waits"
+    assert rollover.standing(context) != before
 
 
 def test_secrets_stay_where_they_were_sealed(context: Context, tmp_path: Path) -> None:

@@ -65,7 +65,9 @@ class Upstreams:
         share = context.share(config.upstream_parallel)
         # where there are leases, any process may have all places
         places = config.upstream_parallel if context.db.shared else share
-        self.gate = Gate(places, max(1, config.threads // 2), config.upstream_wait, share=share)
+        # while all that it takes stall, there are threads for everything else
+        lobby = max(1, (config.threads - places) // 2)
+        self.gate = Gate(places, lobby, config.upstream_wait, share=share)
 
     def current(self, version: int | None = None) -> Upstream:
         """As the database has it now; TransportError (link "config") when no CA is configured. version: its version,

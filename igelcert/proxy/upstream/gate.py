@@ -28,6 +28,7 @@ CLOSER = 0.9  # the distance of turns, as a part of the CA's pace
 PROBE_EVERY = 2.0  # seconds between tries of a CA that does not answer
 HIDDEN = 300.0  # seconds for which a CA that does not answer is a queue to devices, and no failure
 LAG = 0.1  # seconds that requests wait for a thread, above which this proxy is busy
+LAG_SECONDS = 2.0  # without a request, after which what was seen of that counts no more
 OVERLOAD = 0.5  # the same, above which what just came is sent away
 FORGETTING = 0.998  # of what this proxy can do, with each answer where it is not busy
 NEWS_SECONDS = 1.0
@@ -64,6 +65,7 @@ class Gate:
         self._waiting = 0
         self._pace = FIRST_PACE / self._share  # seconds between two answers
         self._lag = 0.0  # seconds for which requests wait for a thread
+        self._lag_at = -math.inf  # when one was seen to
         self._own = 0.0  # the same, at which this proxy was busy all the time
         self._answered_at = 0.0
         self._news_at = -math.inf  # when a device was last told of other settings
@@ -135,7 +137,9 @@ class Gate:
 
     def note_lag(self, seconds: float) -> None:
         """A request waited so long for a thread."""
-        self._lag += WEIGHT * (seconds - self._lag)
+        now = self._clock()
+        before = self._lag if now - self._lag_at < LAG_SECONDS else 0.0
+        self._lag, self._lag_at = before + WEIGHT * (seconds - before), now
 
     @property
     def _distance(self) -> float:
@@ -157,7 +161,8 @@ class Gate:
         """Is there no room, not even before the CA? Asked before anything is written for a request."""
         with self._free:
             crowded = self._busy >= self.places and self._waiting >= self._lobby
-            return self._later() if (crowded or self._lag > OVERLOAD) and not self._down else None
+            behind = self._lag > OVERLOAD and self._clock() - self._lag_at < LAG_SECONDS
+            return self._later() if (crowded or behind) and not self._down else None
 
     def later(self) -> Busy:
         """There is no room: when to come back."""
