@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -13,6 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, pkcs7
+from cryptography.x509.oid import NameOID
 
 from igelcert.proxy import profiles
 from igelcert.proxy.context import Context
@@ -192,3 +198,26 @@ def test_nothing_is_left_of_what_they_counted(tmp_path: Path, ca: SlowCa) -> Non
     assert killed in places()
     with proxy(tmp_path / "data"):
         assert killed not in places(), "the next one clears it away"
+
+
+def test_a_ca_that_one_has_just_learned_of_is_known_to_all(gate: Proxy, tmp_path: Path) -> None:
+    """OpenSSL ends the handshake of a client whose certificate is of a CA that it does not know."""
+    for _ in range(12):  # each has made its TLS settings
+        assert gate.ask("GET", "/rmagent/cacerts")[0] == 200
+    member = Member.all(gate, tmp_path / "fleet", 1, "LEARN")[0]
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = fleet.facts(member.unit).hostname
+    attributes = [(NameOID.ORGANIZATION_NAME, "Load"), (NameOID.COMMON_NAME, name)]
+    subject = x509.Name([x509.NameAttribute(kind, value) for kind, value in attributes])
+    sans = x509.SubjectAlternativeName([x509.DNSName(name)])
+    csr = x509.CertificateSigningRequestBuilder().subject_name(subject).add_extension(sans, critical=False)
+    status, _, body = request(gate, member, csr.sign(key, hashes.SHA256()).public_bytes(Encoding.DER))
+    assert status == 200, body
+    (cert,) = pkcs7.load_der_pkcs7_certificates(base64.b64decode(body))
+    pair = tmp_path / "pair.pem"
+    form = (Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    pair.write_bytes(cert.public_bytes(Encoding.PEM) + key.private_bytes(*form))
+    asked = [
+        gate.ask("GET", "/.well-known/est/lan/cacerts", client=(pair, pair))[0] for _ in range(4 * COUNT)
+    ]
+    assert asked == [200] * (4 * COUNT)
