@@ -8,6 +8,7 @@ together. It decides when it is imported whether it does so, which is why it is 
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import threading
@@ -39,13 +40,16 @@ _OPERATIONS = {"simpleenroll": "enroll", "simplereenroll": "renew"}
 def share_in(directory: str) -> None:
     """Before anything is counted: processes that begin with this one count in files of that directory."""
     os.environ[_SHARED] = directory
+    # gunicorn 23 calls `forget_process` in a signal's handler, in the middle of anything: another import, too
+    importlib.import_module("prometheus_client.multiprocess")
 
 
 def forget_process(pid: int) -> None:
     """A process ended: what it counted stays, what it was does not."""
     from prometheus_client import multiprocess
 
-    multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
+    with _aside():
+        multiprocess.mark_process_dead(pid)  # type: ignore[no-untyped-call]
 
 
 class _Figures:
