@@ -7,11 +7,13 @@ made anew when our certificate is due, a CA became known, or the management CAs 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import ssl
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from cryptography import x509
@@ -71,8 +73,10 @@ class ServerTls:
             self._lock.release()
 
     def _make(self, trust: int) -> None:
-        cas = rollover.standing(self._context)
-        chain, plain = self._pair(cas)
+        with _directory_alone(self._context.data):
+            # what another process read before must not be written over this
+            cas = rollover.standing(self._context)
+            chain, plain = self._pair(cas)
         tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         tls.sslsocket_class = Socket
         tls.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -165,6 +169,17 @@ class ServerTls:
         except Exception:
             return False
         return [str(name.value) for name in san] == list(names)
+
+
+@contextlib.contextmanager
+def _directory_alone(data: Path) -> Iterator[None]:
+    """One process at a time; another one waits. A process that dies waits for nobody and holds nothing."""
+    handle = os.open(data, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 def _write(fd: int, data: bytes) -> None:
