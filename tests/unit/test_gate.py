@@ -142,24 +142,31 @@ def test_other_settings_are_acted_on_at_the_pace_of_the_ca() -> None:
 def test_a_proxy_that_is_slow_itself_sets_the_pace() -> None:
     clock = Clock()
     gate = Gate(8, 0, 0.0, clock)
-    for _ in range(300):
-        clock.now += 0.05  # 20 a second, though the CA could do 160
-        gate.answered(0.05)
-    fast = [gate.news() for _ in range(1_000)][-1]
+
+    def answers(count: int, apart: float) -> None:
+        for _ in range(count):
+            clock.now += apart
+            gate.note_lag(lag)
+            gate.answered(0.05)
+
+    lag = 0.0
+    answers(300, 0.05)  # 20 a second, though the CA could do 160
+    assert 5 <= [gate.news() for _ in range(1_000)][-1] <= 7
     clock.now += 100
-    for _ in range(50):
-        gate.note_lag(1.0)
-    for _ in range(50):
-        clock.now += 0.05
-        gate.answered(0.05)
-    slow = [gate.news() for _ in range(1_000)][-1]
-    assert 5 <= fast <= 7 and 45 <= slow <= 50
-    for _ in range(50):
-        gate.note_lag(0.0)
-    for _ in range(3_000):
-        clock.now += 0.05
-        gate.answered(0.05)
+    lag = 1.0
+    answers(60, 0.05)  # nobody else is there: they come no faster
+    assert 5 <= [gate.news() for _ in range(1_000)][-1] <= 7
     clock.now += 100
+    with gate.place():
+        answers(60, 0.05)
+    assert 40 <= [gate.news() for _ in range(1_000)][-1] <= 50
+    clock.now += 100
+    with gate.place():
+        answers(60, 1.0)
+    assert [gate.news() for _ in range(1_000)][-1] <= 51, "never slower than an eighth of the CA"
+    clock.now += 100
+    lag = 0.0
+    answers(3_000, 0.05)
     assert 5 <= [gate.news() for _ in range(1_000)][-1] <= 7, "it is busy no more, and forgets"
 
 

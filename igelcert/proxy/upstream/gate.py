@@ -30,6 +30,7 @@ HIDDEN = 300.0  # seconds for which a CA that does not answer is a queue to devi
 LAG = 0.1  # seconds that requests wait for a thread, above which this proxy is busy
 LAG_SECONDS = 2.0  # without a request, after which what was seen of that counts no more
 OVERLOAD = 0.5  # the same, above which what just came is sent away
+SLOWEST = 8  # times the CA's distance between answers: slower than that no proxy is held to be
 FORGETTING = 0.998  # of what this proxy can do, with each answer where it is not busy
 NEWS_SECONDS = 1.0
 NEWS_PACE = 0.005  # seconds between devices that hear of other settings: no proxy enrolls more at once
@@ -129,9 +130,10 @@ class Gate:
             self._answered_at = now
 
     def _learn(self, now: float, interval: float) -> None:
-        """What this proxy can do itself is seen where requests wait for it, and for nothing but each other."""
-        if self._lag > LAG and now - self._news_at > NEWS_SECONDS:
-            self._own += WEIGHT * (interval - self._own)
+        """What this proxy can do itself is seen where requests wait for it, and for nothing but each other; where one comes
+        after the other, their distance says nothing."""
+        if self._lag > LAG and self._busy and now - self._news_at > NEWS_SECONDS:
+            self._own += WEIGHT * (min(interval, self._pace * SLOWEST) - self._own)
         else:
             self._own *= FORGETTING
 
