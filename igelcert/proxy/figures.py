@@ -3,7 +3,7 @@
 What the database knows (devices, certificates by their expiry) is read from there at each scrape instead.
 
 The processes of a proxy keep what they count in files of one directory (`share_in`), which prometheus_client reads
-together. It decides when it is imported whether it does so, which is why it is imported here alone, and late.
+together. It decides when it is imported whether it does so, which is why it is imported nowhere before it is needed.
 """
 
 from __future__ import annotations

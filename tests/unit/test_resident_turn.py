@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from igelcert.device import agenda
 from igelcert.device.resident import TURN_LATEST, Resident
 from igelcert.device.watch import Answer
 
@@ -26,6 +27,26 @@ def test_other_settings_are_acted_on_in_turn(tmp_path: Path, told: str, wait: in
     for moment in (resident._want_at, resident._next_watch):
         late = 1 if wait else 0  # each device at its own moment
         assert wait - 1 <= moment - now <= wait + late, "neither acts before, nor asks the proxy before"
+
+
+def test_devices_whose_clocks_agree_do_not_act_in_the_same_moment(tmp_path: Path) -> None:
+    """What they are told counts whole seconds."""
+    plan = {"agent_dir": str(tmp_path), "server": "https://localhost:1", "wait": 600, "child": ["false"],
+            "watch_network": False, "screen": False, "level": "info"}  # fmt: skip
+    begin, turns = time.monotonic(), []
+    for _ in range(12):
+        resident = Resident(plan)
+        resident._want = ""
+        resident._answered(Answer(200, {"retry-after": "37", "preference-applied": "wait=600"}))
+        turns.append(resident._want_at - begin)
+    assert min(turns) >= 37 and max(turns) - min(turns) > 0.3
+    resident = Resident(plan)
+    resident._want, resident._fraction = "", 0.99
+    while time.time() % 1 > 0.8:
+        time.sleep(0.05)
+    agenda.note(str(tmp_path), int(time.time()))
+    resident._start_what_is_due(time.monotonic())
+    assert resident._want == "", "its part of the second is still to come"
 
 
 def test_a_child_that_has_just_started_is_not_left_behind(

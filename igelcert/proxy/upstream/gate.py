@@ -32,7 +32,7 @@ LAG_SECONDS = 2.0  # without a request, after which what was seen of that counts
 OVERLOAD = 0.5  # the same, above which what just came is sent away
 SLOWEST = 8  # times the CA's distance between answers: slower than that no proxy is held to be
 FORGETTING = 0.998  # of what this proxy can do, with each answer where it is not busy
-NEWS_SECONDS = 1.0
+NEWS_SECONDS = 1.0  # after a device was told of other settings, in which nothing is seen of that
 NEWS_PACE = 0.005  # seconds between devices that hear of other settings: no proxy enrolls more at once
 
 
@@ -67,7 +67,7 @@ class Gate:
         self._pace = FIRST_PACE / self._share  # seconds between two answers
         self._lag = 0.0  # seconds for which requests wait for a thread
         self._lag_at = -math.inf  # when one was seen to
-        self._own = 0.0  # the same, at which this proxy was busy all the time
+        self._own = 0.0  # seconds between two answers while this proxy was busy all the time; 0: it was not
         self._answered_at = 0.0
         self._news_at = -math.inf  # when a device was last told of other settings
         self._turn = 0.0  # when the next turn is
@@ -140,8 +140,11 @@ class Gate:
     def note_lag(self, seconds: float) -> None:
         """A request waited so long for a thread."""
         now = self._clock()
-        before = self._lag if now - self._lag_at < LAG_SECONDS else 0.0
+        before = self._lag_of(now)
         self._lag, self._lag_at = before + WEIGHT * (seconds - before), now
+
+    def _lag_of(self, now: float) -> float:
+        return self._lag if now - self._lag_at < LAG_SECONDS else 0.0
 
     @property
     def _distance(self) -> float:
@@ -163,7 +166,7 @@ class Gate:
         """Is there no room, not even before the CA? Asked before anything is written for a request."""
         with self._free:
             crowded = self._busy >= self.places and self._waiting >= self._lobby
-            behind = self._lag > OVERLOAD and self._clock() - self._lag_at < LAG_SECONDS
+            behind = self._lag_of(self._clock()) > OVERLOAD
             return self._later() if (crowded or behind) and not self._down else None
 
     def later(self) -> Busy:
