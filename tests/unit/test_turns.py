@@ -5,10 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from igelcert.proxy import turns
+from igelcert.proxy.database import Database
 
 
 def run(*acts: Callable[[], None]) -> list[threading.Thread]:
@@ -143,4 +145,14 @@ def hold_for(seconds: float) -> None:
 def test_who_has_no_turn_gives_none_up() -> None:
     with turns.waiting():
         assert turns._turns.free.qsize() == turns.TURNS
+    assert turns._turns.free.qsize() == turns.TURNS
+
+
+def test_who_writes_to_the_database_has_given_the_turn_up(tmp_path: Path) -> None:
+    db = Database.sqlite(tmp_path / "db")
+    with turns.working():
+        assert turns._turns.free.qsize() == turns.TURNS - 1
+        with db.begin():
+            assert turns._turns.free.qsize() == turns.TURNS
+        assert turns._turns.free.qsize() == turns.TURNS - 1
     assert turns._turns.free.qsize() == turns.TURNS
