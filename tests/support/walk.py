@@ -47,6 +47,9 @@ class Walk:
         self.page.on("console", self._console)
         self.page.on("pageerror", lambda error: self.strange.append(str(error)))
         self.page.on("request", self._asked)
+        # from the beginning: one that is first asked for with the key that opens it comes too late at times,
+        # and the browser without a screen has then closed the chooser already
+        self.page.on("filechooser", lambda _chooser: None)
 
     @property
     def said(self) -> str:
