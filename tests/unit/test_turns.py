@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
-from igelcert.proxy import turns
+from igelcert.proxy import tls, turns
 from igelcert.proxy.database import Database
+from tests.support.badca import make_ca
 
 
 def run(*acts: Callable[[], None]) -> list[threading.Thread]:
@@ -156,3 +161,47 @@ def test_who_writes_to_the_database_has_given_the_turn_up(tmp_path: Path) -> Non
             assert turns._turns.free.qsize() == turns.TURNS
         assert turns._turns.free.qsize() == turns.TURNS - 1
     assert turns._turns.free.qsize() == turns.TURNS
+
+
+def test_who_waits_for_the_other_side_of_a_connection_has_given_the_turn_up(tmp_path: Path) -> None:
+    """Handshake, reading and writing, each while the other side does nothing for a moment."""
+    key, cert = make_ca("localhost")
+    form = (serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    pem = serialization.Encoding.PEM
+    (tmp_path / "pair.pem").write_bytes(cert.public_bytes(pem) + key.private_bytes(pem, *form))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "pair.pem")
+    context.sslsocket_class = tls.Socket
+    large = bytes(8 << 20)  # more than a socket holds
+    ours, theirs = socket.socketpair()
+    for each in (ours, theirs):
+        each.settimeout(20)
+    sees = []
+
+    def look() -> None:
+        time.sleep(0.1)  # ours waits by now
+        sees.append(turns._turns.free.qsize())
+
+    def other() -> None:
+        trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trusting.load_verify_locations(cadata=cert.public_bytes(pem).decode())
+        trusting.check_hostname = False  # the certificate has no alternative name
+        look()
+        with trusting.wrap_socket(theirs) as line:
+            look()
+            line.sendall(b"a request")
+            look()
+            left = len(large)
+            while left:
+                left -= len(line.recv(left))
+
+    threads = run(other)
+    with contextlib.closing(ours), turns.working():
+        line = context.wrap_socket(ours, server_side=True)
+        with line.makefile("rb") as file:  # as http.client reads
+            assert file.read(9) == b"a request"
+        line.sendall(large)
+        assert turns._turns.free.qsize() == turns.TURNS - 1
+        line.close()
+    join(threads)
+    assert sees == [turns.TURNS] * 3
