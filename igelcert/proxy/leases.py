@@ -94,6 +94,21 @@ class Leases:
                 self._begin()
             return self._id
 
+    def start(self) -> None:
+        """From now on other proxies' commands see that this one serves; where the database takes no changes now, as soon
+        as it does."""
+        try:
+            self.holder  # noqa: B018
+        except StorageError as err:
+            log.error("this proxy cannot say that it lives: %s", err)
+            threading.Thread(target=self._start_later, name="leases", daemon=True).start()
+
+    def _start_later(self) -> None:
+        while not self._wake.wait(TROUBLE_SECONDS):
+            with suppress(StorageError):
+                self.holder  # noqa: B018
+                return
+
     def _begin(self) -> None:
         name = secrets.token_hex(16)
         with self._db.begin(alone=False) as connection:

@@ -24,7 +24,7 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from ..errors import SettingsError, StorageError
+from ..errors import SettingsError, StorageError, UnavailableError
 from . import changes, figures
 from .addresses import among
 from .app import make_admin_app, make_device_app
@@ -229,22 +229,26 @@ class _Server(BaseApplication):  # type: ignore[misc]
         return program
 
     def _opened(self) -> Context:
-        """What it stands on. A process that follows one that died waits until it can be had: it must not end the others."""
+        """What it stands on. The database may have gone since the main process looked, and one that follows a process that
+        died must not end the others: it waits until all can be had."""
+        said = ""
         while True:
             try:
                 context = Context.open(self._data, (self._number, self._processes), self._config)
                 context.counted = self._counted
                 self._tls = ServerTls(context)
                 self._tls.current()  # while the database is away, handshakes go on
-                context.leases.holder  # noqa: B018 - from now on other proxies' commands see that this one serves
             except StorageError as err:
-                if not self._follows:  # what is wrong is said, and the proxy ends
-                    raise
-                log.error("this process cannot begin yet: %s", err)
+                if not self._follows and not isinstance(err, UnavailableError):
+                    raise  # what is wrong is said, and the proxy ends
+                if str(err) != said:
+                    log.error("this process cannot begin yet: %s", err)
+                    said = str(err)
                 time.sleep(1)
                 if not self._worker.alive:
                     sys.exit(0)
             else:
+                context.leases.start()
                 context.upstreams.gate.show()
                 return context
 

@@ -291,6 +291,7 @@ def test_results_are_read_out(settled: Walk, tour: Walk) -> None:
     page.get_by_label("CA hostname").fill("https://x/")
     page.get_by_role("button", name="Save", exact=True).click()
     page.locator("#host-error[role=alert]").wait_for()
+    assert has_focus(page.get_by_label("CA hostname"))
     field = next(node for node in nodes(page) if node["name"] == "CA hostname")
     assert field["invalid"] == "true" and "is a URL" in field["description"].lower().replace(
         "is a url", "is a URL"

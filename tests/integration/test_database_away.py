@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from igelcert.proxy.context import Context
+from igelcert.proxy.initialise import initialise
 from tests.load import fleet
 from tests.load.ca import SlowCa, slow_ca
-from tests.support.chain import Proxy
+from tests.support.chain import Proxy, proxy
 from tests.support.postgres import Cluster
-from tests.support.proxies import Member, processes, request, together, use
+from tests.support.proxies import ANY, Member, processes, request, together, use
 
 pytestmark = pytest.mark.peers
 
@@ -132,6 +133,40 @@ def test_read_only(gate: Proxy, ca: SlowCa, postgres: Cluster, members: list[Mem
             assert "the database takes no changes now" in gate.log()
             assert gate.admin("/readyz")[0] == 503 and gate.admin("/healthz")[0] == 200
     works(gate, members[0], csr)
+
+
+def test_a_proxy_begins_while_nothing_can_be_written(postgres: Cluster, ca: SlowCa, tmp_path: Path) -> None:
+    """It serves what only needs reading, says what it cannot do, and does it as soon as it can."""
+    name = postgres.create()
+    made = Proxy(tmp_path / "gate/data", 0, 0)
+    made.data.parent.mkdir()
+    initialise(made.data, ["localhost", "127.0.0.1"], ANY, ANY, postgres.url(name))
+    use(made, ca)
+    member = Member.all(made, tmp_path / "fleet", 1, "B")[0]
+    csr = member.csr()
+
+    def read_only(value: str) -> None:
+        postgres.sql(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
+        postgres.sql(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{name}'")  # noqa: S608
+
+    def living() -> int:
+        return len(postgres.sql("SELECT id FROM proxies WHERE until > extract(epoch FROM now())", name))
+
+    read_only("on")
+    with proxy(made.data) as gate:
+        start = time.monotonic()
+        refused(request(gate, member, csr), start)
+        assert gate.ask("GET", SETTINGS, client=(member.pem, member.pem))[0] == 200
+        assert gate.admin("/readyz")[0] == 503 and gate.admin("/healthz")[0] == 200
+        pids, deadline = processes(gate), time.monotonic() + 20
+        assert len(pids) == 1 + Context(gate.data).config.in_processes() and living() == 0
+        read_only("off")
+        while living() < len(pids) - 1:  # before anything asks it to: others see that it is there
+            assert time.monotonic() < deadline, gate.log()
+            time.sleep(0.2)
+        works(gate, member, csr)
+        assert processes(gate) == pids and "Traceback" not in gate.log()
+    postgres.drop(name)
 
 
 def test_full(gate: Proxy, postgres: Cluster, members: list[Member]) -> None:

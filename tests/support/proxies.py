@@ -21,7 +21,7 @@ from tests.load.ca import SlowCa
 from tests.support.chain import Proxy, proxy
 from tests.support.postgres import Cluster
 
-__all__ = ["Member", "processes", "request", "signalled", "together", "use"]
+__all__ = ["ANY", "Member", "processes", "request", "signalled", "together", "use"]
 
 ANY = "127.0.0.1:0"
 
