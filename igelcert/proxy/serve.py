@@ -24,7 +24,7 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 
-from ..errors import SettingsError, StorageError, UnavailableError
+from ..errors import Error, SettingsError, StorageError, UnavailableError
 from . import changes, figures
 from .addresses import among
 from .app import make_admin_app, make_device_app
@@ -238,7 +238,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
                 context.counted = self._counted
                 self._tls = ServerTls(context)
                 self._tls.current()  # while the database is away, handshakes go on
-            except StorageError as err:
+            except (Error, OSError) as err:
                 if not self._follows and not isinstance(err, UnavailableError):
                     raise  # what is wrong is said, and the proxy ends
                 if str(err) != said:

@@ -20,7 +20,7 @@ AWAY, WRONG = UnavailableError("the database is away"), StorageError("there is n
 class Beginning:
     """A process of a proxy in that directory. left: what still fails, in this order."""
 
-    def __init__(self, data: Path, patch: pytest.MonkeyPatch, *left: StorageError, follows: bool) -> None:
+    def __init__(self, data: Path, patch: pytest.MonkeyPatch, *left: Exception, follows: bool) -> None:
         self.left, self.slept = list(left), 0
         self.worker = SimpleNamespace(alive=True)
         opened = Context.open
@@ -67,8 +67,8 @@ def test_what_no_waiting_mends_ends_the_proxy_that_begins(
 
 
 def test_but_never_one_that_serves(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begins = Beginning(data, monkeypatch, WRONG, follows=True)
-    assert begins.server._opened().data == data and begins.slept == 1
+    begins = Beginning(data, monkeypatch, WRONG, OSError("no descriptor is left"), follows=True)
+    assert begins.server._opened().data == data and begins.slept == 2
 
 
 def test_it_ends_when_it_is_told_to_while_it_waits(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
