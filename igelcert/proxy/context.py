@@ -132,7 +132,9 @@ class Context:
         self.health_noted = (0, False, 0)  # cahealth.note: version, up, when
         self.kept_management_ca: ManagementCa | None = None  # rollover.issuing
         self.kept_cas: tuple[int, list[bytes], int] = (0, [], 0)  # cacerts.fresh: version, certificates, when
-        self.counted: Any = [0]  # numbers, in memory that its processes share
+        # numbers in memory that the processes share which serve it; lives: of each its own, 0 while there is none
+        self.counted: Any = [0]
+        self.lives: Any = [1] * part[1]
         self.config = config or _config(data / "proxy.toml")
 
     @classmethod

@@ -168,7 +168,7 @@ def claim(context: Context, ask: Ask, version: int) -> Ticket | Any:
                 row = connection.execute(_ROW, ask.key).one_or_none()
                 if row is None:
                     continue  # it went meanwhile
-                if _stands(row, ask.operation, version, _stale(context)):
+                if _stands(context, row, ask.operation, version):
                     return row
                 # an answer that is still to come is asked for where it was
                 ticket.value = row.upstream_state if _open(row, version) else ""
@@ -195,7 +195,7 @@ def defer(context: Context, ask: Ask, version: int, reason: str, seconds: int) -
         try:
             with context.db.begin(alone=False) as connection:
                 row = connection.execute(_ROW, ask.key).one_or_none()
-                if row is not None and _stands(row, ask.operation, version, _stale(context)):
+                if row is not None and _stands(context, row, ask.operation, version):
                     return row
                 if row is None:
                     connection.execute(_DEFER_INSERT, {**ask.identity, **values})
@@ -221,10 +221,10 @@ def _stale(context: Context) -> int:
     return config.upstream_wait + 6 * config.upstream_timeout + STALE_MARGIN
 
 
-def _stands(row: Any, operation: str, version: int, stale: int) -> bool:
+def _stands(context: Context, row: Any, operation: str, version: int) -> bool:
     """Is what is recorded still the answer?"""
     if row.state == "running":
-        return bool(row.updated > row.clock - stale) and (not row.holder or bool(row.alive))
+        return bool(row.updated > row.clock - _stale(context)) and context.leases.carries(row)
     if row.config_version != version:
         return False
     if row.state == "pending":

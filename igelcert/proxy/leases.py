@@ -3,7 +3,8 @@
 A process is a row in `proxies` that says until when it counts as alive, by the database's clock; it pushes that on
 while it lives. Who dies keeps nothing for longer than a lease lasts. Whoever asks the CA holds a row of `slots`, and
 begins an exchange only where the lease outlasts it. A request that is carried to the CA names its process (`holder`):
-another takes it over when that one is dead. With the embedded database there is one proxy, and nothing of this.
+another takes it over when that one is dead. With the embedded database there is one proxy: its processes have numbers in
+memory that they share (Context.lives), and it has all places.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
@@ -63,11 +64,16 @@ def alive(holder: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     return sa.exists().where(proxies.c.id == holder, proxies.c.until > moment())
 
 
+def _name(life: int) -> str:
+    return f"life {life}"
+
+
 class Leases:
-    """Of this process; begun when they are first needed. Safe for threads. holder: its name, "" where it is alone."""
+    """Of this process; begun when they are first needed. Safe for threads. holder: its name, of this life of it."""
 
     def __init__(self, context: Context) -> None:
         self._db = context.db
+        self._context = context
         self._sealer = context.sealer
         self._cap = context.config.upstream_parallel
         self._seconds = context.config.upstream_timeout + MARGIN
@@ -88,11 +94,19 @@ class Leases:
     @property
     def holder(self) -> str:
         if not self._db.shared:
-            return ""
+            return _name(self._context.lives[self._context.part[0]])
         with self._lock:
             if not self._id:
                 self._begin()
             return self._id
+
+    def carries(self, row: Any) -> bool:
+        """Does the process live that carries that request? row: its `holder`, and whether it is `alive`."""
+        if not row.holder:  # of an older version
+            return True
+        if self._db.shared:
+            return bool(row.alive)
+        return row.holder in map(_name, self._context.lives)
 
     def start(self) -> None:
         """From now on other proxies' commands see that this one serves; where the database takes no changes now, as soon

@@ -195,7 +195,7 @@ enrollments = Table(
     Column("certificate_sha256", String(64), index=True),
     Column("retry_at", BigInteger),
     Column("upstream_state", Text, nullable=False, server_default=""),
-    # of a running request: the process in `proxies` that carries it to the CA, "" where there is one; and which time
+    # of a running request: the process that carries it to the CA (leases.py), and which time
     Column("holder", String(32), nullable=False, server_default=""),
     Column("claim", String(32), nullable=False, server_default=""),
     Column("created", BigInteger, nullable=False),

@@ -9,6 +9,7 @@ import logging
 import mmap
 import os
 import resource
+import secrets
 import shutil
 import signal
 import socket
@@ -164,7 +165,8 @@ class _Server(BaseApplication):  # type: ignore[misc]
         self._processes = config.in_processes()
         self._number = 0  # of this process among those
         shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
-        self._waiting, self._counted = shared[: self._processes], shared[self._processes :]
+        each = self._processes
+        self._waiting, self._lives, self._counted = shared[:each], shared[each : 2 * each], shared[2 * each :]
         self._worker: Any = None  # in its process
         self._follows = False  # one that ended
         super().__init__()
@@ -235,7 +237,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         while True:
             try:
                 context = Context.open(self._data, (self._number, self._processes), self._config)
-                context.counted = self._counted
+                context.counted, context.lives = self._counted, self._lives
                 self._tls = ServerTls(context)
                 self._tls.current()  # while the database is away, handshakes go on
             except (Error, OSError) as err:
@@ -257,13 +259,14 @@ class _Server(BaseApplication):  # type: ignore[misc]
         taken = {each.number for each in list(arbiter.WORKERS.values())}
         worker.number = min(set(range(self._processes)) - taken, default=0)
         worker.room.share(self._waiting, worker.number)
+        self._lives[worker.number] = secrets.randbits(62)  # whatever came before it is dead
 
     def _begun(self, _arbiter: Any, worker: Any) -> None:
         self._number, self._worker = worker.number, worker
         self._follows = worker.age > self._processes
 
     def _ended(self, _arbiter: Any, worker: Any) -> None:
-        self._waiting[worker.number] = 0
+        self._waiting[worker.number] = self._lives[worker.number] = 0
         figures.forget_process(worker.pid)
 
     def _ssl_context(self, _config: Any, _factory: Any) -> ssl.SSLContext:

@@ -11,8 +11,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from http.client import HTTPException
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from cryptography import x509
@@ -107,6 +109,36 @@ def test_one_that_dies_is_replaced_and_nothing_is_forgotten(gate: Proxy, ca: Slo
     assert seen.over == 0 and seen.peak <= CAP, "the new one has the part of the one that died"
     assert {figure(gate, ISSUED) for _ in range(8)} == {30}
     until(lambda: figure(gate, "igelcert_ca_slots") == CAP)
+
+
+def ask_in_vain(gate: Proxy, member: Member, csr: bytes) -> None:
+    with suppress(OSError, HTTPException):
+        request(gate, member, csr)
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["one", "all"])
+def test_what_a_process_that_dies_carried_is_taken_up_at_once(tmp_path: Path, whole: bool) -> None:
+    """By the next that is asked, with the embedded database as well: the CA, which takes long, is asked anew."""
+    with slow_ca(tmp_path / "ca", delay=4, cap=CAP) as ca:
+        with proxy(tmp_path / "data", CONFIG) as gate:
+            use(gate, ca)
+            member = Member.all(gate, tmp_path / "fleet", 1, "CARRY")[0]
+            csr = member.csr()
+            until(lambda: figure(gate, "igelcert_ca_slots") == CAP)
+            with alone(gate, 0):
+                Thread(target=ask_in_vain, args=(gate, member, csr), daemon=True).start()
+                until(lambda: [each["state"] for each in gate.enrollments()] == ["running"])
+            carrier = processes(gate)[1]
+            if whole:
+                signalled(gate, signal.SIGKILL)
+            else:
+                os.kill(carrier, signal.SIGKILL)
+                until(lambda: carrier not in processes(gate))
+                assert request(gate, member, csr)[0] == 200
+        if whole:
+            with proxy(tmp_path / "data") as gate:
+                assert request(gate, member, csr)[0] == 200
+        assert ca.seen().issued <= 2
 
 
 def test_a_change_reaches_those_who_wait_at_any_of_them(gate: Proxy, tmp_path: Path) -> None:
