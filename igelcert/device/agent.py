@@ -30,7 +30,7 @@ __all__ = ["Agent", "load_settings", "windows_of"]
 
 MAX_SETTINGS = 1 << 20
 CLOCK_FILE = "/usr/lib/clock-epoch"  # its date is that of the image, where the image has one
-REPORT_AGAIN = 600  # seconds
+AGAIN = 600  # seconds, after which what the proxy should know, or we of it, is tried anew
 NO_SETTINGS = "run: rmagent sync; or give --settings FILE"
 
 
@@ -49,6 +49,7 @@ class Agent:
         self._facts: DeviceFacts | None = None
         self._link: Link | None = None
         self._told = False
+        self._behind = False  # of the proxy's change of its CA
         self._windows: dict[str, tuple[str, schedule.Window]] = {}
 
     def __enter__(self) -> Agent:
@@ -114,8 +115,8 @@ class Agent:
             self._take_windows(run, settings)
         codes.append(EX_OK if reported else EX_TEMPFAIL)
         moments = [run.next_step(settings), self._identity_step()]
-        if not reported:
-            moments.append(_now() + REPORT_AGAIN)
+        if not reported or self._behind:
+            moments.append(_now() + AGAIN)
         agenda.note(self.dir, min((moment for moment in moments if moment is not None), default=None))
         return exit_code(codes)
 
@@ -176,13 +177,15 @@ class Agent:
 
     def _follow(self, link: Link, answer: Response) -> None:
         """The proxy's own CA may be changed: other CAs are trusted, and the management certificate is one of the CA that
-        issues now. What fails of this is tried again with the next run."""
+        issues now. What fails of this is tried again with the next run, which comes soon."""
+        self._behind = True
         try:
             trusts = self.identity.take_trust(link, answer.header("Management-Trust"))
             renewed = self.identity.renew(link, answer.header("Management-Issuer"))
         except Error as err:
             self.log.warning(f"the proxy's change of its CA is not followed now: {err}")
             return
+        self._behind = False
         if renewed:
             self.log.info("the management certificate was renewed: the proxy's CA is another")
             self._hang_up()

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .leases import Leases
     from .managementca import ManagementCa
     from .merging import Effective
+    from .rollover import Standing
     from .upstream import Upstreams
 
 __all__ = ["DRAIN_MAX", "ETAG_KEY", "Config", "Context", "is_address"]
@@ -131,6 +132,7 @@ class Context:
         self.part = part
         self.health_noted = (0, False, 0)  # cahealth.note: version, up, when
         self.kept_management_ca: ManagementCa | None = None  # rollover.issuing
+        self.kept_standing: Standing | None = None  # rollover.standing
         self.kept_cas: tuple[int, list[bytes], int] = (0, [], 0)  # cacerts.fresh: version, certificates, when
         # numbers in memory that the processes share which serve it; lives: of each its own, 0 while there is none
         self.counted: Any = [0]

@@ -39,6 +39,7 @@ CONTROLS = {
 
 def tab_to(page: Any, place: Any, key: str = "Tab") -> None:
     """Presses Tab until `place` has the focus, which must be seen wherever it comes."""
+    page.wait_for_load_state()  # a script may move the focus at the end of it
     for _ in range(150):
         page.keyboard.press(key)
         found = page.evaluate(FOCUS)

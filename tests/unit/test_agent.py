@@ -6,6 +6,7 @@ import base64
 import contextlib
 import datetime
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,12 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from igelcert import crypto
 from igelcert.codec.http import Request, Response
 from igelcert.codec.pem import decode_pem
-from igelcert.device import commands, facts, files, keys
+from igelcert.device import agenda, commands, facts, files, keys
 from igelcert.device.agent import Agent
 from igelcert.device.config import load
 from igelcert.device.log import Log
 from igelcert.device.store import Busy
-from igelcert.errors import Error, RemoteProtocolError, SettingsError
+from igelcert.errors import Error, RemoteProtocolError, SettingsError, TransportError
 from igelcert.record import replace
 from igelcert.settings import Settings
 from tests.support.badca import make_ca, sign
@@ -249,6 +250,37 @@ def test_a_refusal_does_not_stop_what_is_due(agent: Agent, monkeypatch: pytest.M
     (Path(agent.dir) / "settings.json").unlink()
     assert agent.sync() == 1
     assert len(applied) == 1, "nothing is known, which is not the same as nothing is wanted"
+
+
+def test_a_change_of_the_proxys_ca_that_cannot_be_followed_now_is_followed_soon(
+    agent: Agent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the resident agent, which has the tag of the new settings, would come to it with its next renewal."""
+    (Path(agent.dir) / "settings.json").write_text('{"certs": []}')
+    (Path(agent.dir) / "settings.etag").write_text('"one"')
+    fails = [TransportError("the proxy's certificate is not trusted", link="tls-trust")]
+
+    class Known:
+        def close(self) -> None:
+            pass
+
+        def send(self, request: Request) -> Response:
+            return Response(
+                304 if request.path.endswith("/settings") else 204, (("Management-Trust", "00"),), b""
+            )
+
+    def take_trust(_link: object, _wanted: str) -> bool:
+        if fails:
+            raise fails.pop()
+        return False
+
+    for name, act in (("check_registered", lambda: None), ("link", Known), ("take_trust", take_trust)):
+        monkeypatch.setattr(agent.identity, name, act)
+    start = time.time()
+    assert agent.sync() == 0
+    soon = agenda.next_at(agent.dir)
+    assert soon is not None and soon <= start + 610
+    assert agent.sync() == 0 and agenda.next_at(agent.dir) is None
 
 
 def test_doctor_does_not_call_an_expired_certificate_well(

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from igelcert import crypto
 from igelcert.codec.pem import decode_pem
 from igelcert.errors import ConflictError
-from igelcert.proxy import devices, registration, rollover
+from igelcert.proxy import devices, registration, rollover, servertls
 from igelcert.proxy.cli import main
 from igelcert.proxy.context import Context
 from igelcert.proxy.schema import management_cas, management_certificates
@@ -195,3 +195,25 @@ def verified(place: Path, leaf: str, root: x509.Certificate, behind: str) -> boo
         str(place / "leaf.pem"),
     ]
     return subprocess.run(args, capture_output=True, timeout=30).returncode == 0
+
+
+def test_who_is_told_of_other_cas_meets_processes_that_go_by_them(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes again at once, to any of them."""
+    monkeypatch.setattr(servertls, "LOOK_SECONDS", 1000.0)
+    other = Context.open(context.data)
+    other.counted = context.counted  # of one proxy
+    tls = servertls.ServerTls(other)
+    rollover.standing(context)
+    before = tls.current()
+    tls.current()
+    for step in (rollover.roll, lambda changed: rollover.switch(changed, now_=True)):
+        by_command = Context.open(context.data)
+        step(by_command)
+        by_command.db.close()
+        assert tls.current() is before, "it has no cause to look"
+        rollover.standing(context)  # what the answer names, in which a device hears of it
+        assert tls.current() is not before
+        before = tls.current()
+    other.db.close()
