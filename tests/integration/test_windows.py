@@ -208,15 +208,16 @@ def test_an_incident_is_heard_and_done_within_its_bound(gate: Proxy, lab: LabCa,
         for each in agents_of:
             wait_for(each.at_rest, 20, each)
         assert len(windows) >= count - 1  # the first may be done by now
-        order = sorted(herd, key=issued_at)
-        assert [device.unit_id for device in order] == ["INC3", "INC2", "INC1", "INC0"]
+        # each renews somewhere in its window: a busy machine may be at the end of one and at the begin of the next
+        told = [windows[unit] for unit in ("INC3", "INC2", "INC1", "INC0") if unit in windows]
+        assert told == sorted(set(told)), "those that expire first before the others"
         for device in herd:
             assert live(device).serial_number != before[device.unit_id].serial_number
             assert issued_at(device) <= bound
             if device.unit_id in windows:
                 begin, end = windows[device.unit_id]
                 assert begin <= issued_at(device) <= end + 3
-        moments = [issued_at(device) for device in order]
+        moments = sorted(issued_at(device) for device in herd)
         assert moments[-1] - moments[0] >= within * 9 // 10 // count - 1, "spread"
         # the other ways to say it are heard as well, and what is far away is only noted
         for words in (["--directory", "/Incident"], ["--device", "INC0"]):
