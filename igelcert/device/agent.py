@@ -30,7 +30,7 @@ __all__ = ["Agent", "load_settings", "windows_of"]
 
 MAX_SETTINGS = 1 << 20
 CLOCK_FILE = "/usr/lib/clock-epoch"  # its date is that of the image, where the image has one
-AGAIN = 600  # seconds, after which what the proxy should know, or we of it, is tried anew
+REPORT_AGAIN = 600  # seconds
 NO_SETTINGS = "run: rmagent sync; or give --settings FILE"
 
 
@@ -49,7 +49,6 @@ class Agent:
         self._facts: DeviceFacts | None = None
         self._link: Link | None = None
         self._told = False
-        self._behind = False  # of the proxy's change of its CA
         self._windows: dict[str, tuple[str, schedule.Window]] = {}
 
     def __enter__(self) -> Agent:
@@ -115,8 +114,8 @@ class Agent:
             self._take_windows(run, settings)
         codes.append(EX_OK if reported else EX_TEMPFAIL)
         moments = [run.next_step(settings), self._identity_step()]
-        if not reported or self._behind:
-            moments.append(_now() + AGAIN)
+        if not reported:
+            moments.append(_now() + REPORT_AGAIN)
         agenda.note(self.dir, min((moment for moment in moments if moment is not None), default=None))
         return exit_code(codes)
 
@@ -156,8 +155,10 @@ class Agent:
         etag = self._tag()
         headers = (("If-None-Match", etag),) if etag else ()
         answer = link.send(Request("GET", "/rmagent/settings", headers))
-        self._follow(link, answer)
+        followed = self._follow(link, answer)
         if answer.status == 304:
+            if not followed:
+                files.remove_tree(self._path("settings.etag"))
             return
         json_object(answer, "settings")
         try:
@@ -172,20 +173,20 @@ class Agent:
         files.remove_tree(self._path("settings.etag"))
         # 0600: the document holds key passwords
         files.replace(self._path("settings.json"), answer.body, 0o600)
-        files.replace(self._path("settings.etag"), answer.header("ETag").encode(), 0o600)
+        if followed:
+            files.replace(self._path("settings.etag"), answer.header("ETag").encode(), 0o600)
         self.log.info(f"new settings with {len(settings.certs)} certificate(s)")
 
-    def _follow(self, link: Link, answer: Response) -> None:
+    def _follow(self, link: Link, answer: Response) -> bool:
         """The proxy's own CA may be changed: other CAs are trusted, and the management certificate is one of the CA that
-        issues now. What fails of this is tried again with the next run, which comes soon."""
-        self._behind = True
+        issues now. False: that failed. Then the settings are kept without their tag, so that the proxy tells of it again:
+        the resident agent asks at once, and then less and less often."""
         try:
             trusts = self.identity.take_trust(link, answer.header("Management-Trust"))
             renewed = self.identity.renew(link, answer.header("Management-Issuer"))
         except Error as err:
             self.log.warning(f"the proxy's change of its CA is not followed now: {err}")
-            return
-        self._behind = False
+            return False
         if renewed:
             self.log.info("the management certificate was renewed: the proxy's CA is another")
             self._hang_up()
@@ -193,6 +194,7 @@ class Agent:
             self.log.info("the proxy's CAs are others from now on")
         if renewed or trusts:
             self._report()
+        return True
 
     def _tag(self) -> str:
         """The tag of the stored settings; "" when they must come again: none are there, or they are damaged."""

@@ -21,6 +21,7 @@ from .secrets import Sealer
 
 if TYPE_CHECKING:
     from .leases import Leases
+    from .lives import Lives
     from .managementca import ManagementCa
     from .merging import Effective
     from .rollover import Standing
@@ -134,9 +135,8 @@ class Context:
         self.kept_management_ca: ManagementCa | None = None  # rollover.issuing
         self.kept_standing: Standing | None = None  # rollover.standing
         self.kept_cas: tuple[int, list[bytes], int] = (0, [], 0)  # cacerts.fresh: version, certificates, when
-        # numbers in memory that the processes share which serve it; lives: of each its own, 0 while there is none
-        self.counted: Any = [0]
-        self.lives: Any = [1] * part[1]
+        self.counted: Any = [0]  # numbers, in memory that its processes share
+        self.lives: Lives | None = None  # of a process that serves
         self.config = config or _config(data / "proxy.toml")
 
     @classmethod

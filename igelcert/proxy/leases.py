@@ -3,8 +3,8 @@
 A process is a row in `proxies` that says until when it counts as alive, by the database's clock; it pushes that on
 while it lives. Who dies keeps nothing for longer than a lease lasts. Whoever asks the CA holds a row of `slots`, and
 begins an exchange only where the lease outlasts it. A request that is carried to the CA names its process (`holder`):
-another takes it over when that one is dead. With the embedded database there is one proxy: its processes have numbers in
-memory that they share (Context.lives), and it has all places.
+another takes it over when that one is dead. With the embedded database there is one proxy, which has all places; whether
+its processes live is known by locks (lives.py).
 """
 
 from __future__ import annotations
@@ -64,10 +64,6 @@ def alive(holder: sa.ColumnElement[str]) -> sa.ColumnElement[bool]:
     return sa.exists().where(proxies.c.id == holder, proxies.c.until > moment())
 
 
-def _name(life: int) -> str:
-    return f"life {life}"
-
-
 class Leases:
     """Of this process; begun when they are first needed. Safe for threads. holder: its name, of this life of it."""
 
@@ -94,19 +90,22 @@ class Leases:
     @property
     def holder(self) -> str:
         if not self._db.shared:
-            return _name(self._context.lives[self._context.part[0]])
+            return str(self._context.lives.own) if self._context.lives else ""
         with self._lock:
             if not self._id:
                 self._begin()
             return self._id
 
     def carries(self, row: Any) -> bool:
-        """Does the process live that carries that request? row: its `holder`, and whether it is `alive`."""
-        if not row.holder:  # of an older version
+        """Is a request that runs still its process's? Another may have it when that one is dead, and no sooner than the CA
+        has surely ended what it was asked: an answer that is still to come there is to be found. row: of `enrollments`, with
+        `clock` (the database's) and whether the lease of its process holds, with PostgreSQL: `alive`."""
+        if not row.holder:  # of an older version, or of no process that serves
             return True
         if self._db.shared:
             return bool(row.alive)
-        return row.holder in map(_name, self._context.lives)
+        lives = self._context.lives
+        return lives is None or lives.has(int(row.holder)) or row.updated > row.clock - self._seconds
 
     def start(self) -> None:
         """From now on other proxies' commands see that this one serves; where the database takes no changes now, as soon
@@ -119,7 +118,7 @@ class Leases:
 
     def _start_later(self) -> None:
         while not self._wake.wait(TROUBLE_SECONDS):
-            with suppress(StorageError):
+            with suppress(Error):
                 self.holder  # noqa: B018
                 return
 

@@ -115,10 +115,10 @@ def standing(context: Context) -> Standing:
     """The management CAs as they are now."""
     rows = context.db.once("management CAs", lambda connection: connection.execute(_ROWS).all())
     found = _standing(tuple((row.id, row.certificate, row.cross, row.state) for row in rows))
-    before, context.kept_standing = context.kept_standing, found
-    if before not in (None, found):
+    if context.kept_standing not in (None, found):
         # a device that is told of it comes again at once, and must meet a proxy that goes by it
         context.count_trust_change()
+    context.kept_standing = found
     return found
 
 
@@ -151,7 +151,7 @@ def keep_trust(directory: Path, pem: str) -> None:
     """DIR/trust.pem, for devices that are registered from now on. StorageError."""
     path = directory / "trust.pem"
     try:
-        if path.exists() and path.read_text() == pem:
+        if path.exists() and path.read_bytes() == pem.encode():
             return
         handle, name = tempfile.mkstemp(prefix=".trust.", dir=directory)
         with os.fdopen(handle, "w") as file:

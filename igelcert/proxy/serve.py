@@ -9,7 +9,6 @@ import logging
 import mmap
 import os
 import resource
-import secrets
 import shutil
 import signal
 import socket
@@ -24,12 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from gunicorn.app.base import BaseApplication
+from gunicorn.arbiter import Arbiter
 
 from ..errors import Error, SettingsError, StorageError, UnavailableError
 from . import changes, figures
 from .addresses import among
 from .app import make_admin_app, make_device_app
 from .context import DRAIN_MAX, Config, Context, is_address
+from .lives import Lives
 from .servertls import ServerTls
 
 __all__ = ["places", "serve"]
@@ -46,6 +47,8 @@ GARBAGE = 10_000  # objects made and not freed, after which Python looks for cyc
 _MEMORY = Path("/dev/shm")  # noqa: S108 - no disk
 _COUNTS = "ca-proxy-"
 _COUNTS_ROOM = 8 << 20  # octets; each process takes a quarter of a megabyte
+FIRST_SECONDS = 60  # for which a proxy that begins waits for a database that has just gone
+WRONG, GONE = Arbiter.WORKER_BOOT_ERROR, Arbiter.APP_LOAD_ERROR  # what ends the main process, too
 FILES = 256  # descriptors for what is no connection of a client
 
 
@@ -71,6 +74,10 @@ def serve(data: Path, listen: str, admin_listen: str, drain: int | None = None) 
         stack.enter_context(_counting(data / "figures"))
         try:
             _Server(context.config, data, listen, admin_listen, drain, lock).run()
+        except SystemExit as ended:
+            if os.getpid() != pid or ended.code not in {WRONG, GONE}:
+                raise
+            return 75 if ended.code == GONE else 1  # why, its processes have said
         finally:
             if os.getpid() == pid:  # a worker leaves this way, too
                 run.unlink(missing_ok=True)
@@ -117,7 +124,10 @@ def _counting(link: Path) -> Iterator[None]:
     handle = os.open(Path(place, _COUNTS), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        link.symlink_to(place)
+        try:
+            link.symlink_to(place)
+        except OSError as err:
+            raise StorageError(f"cannot write {link}: {err.strerror}") from None
         figures.share_in(place)
         yield
     finally:
@@ -165,8 +175,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         self._processes = config.in_processes()
         self._number = 0  # of this process among those
         shared = memoryview(mmap.mmap(-1, mmap.PAGESIZE)).cast("q")
-        each = self._processes
-        self._waiting, self._lives, self._counted = shared[:each], shared[each : 2 * each], shared[2 * each :]
+        self._waiting, self._counted = shared[: self._processes], shared[self._processes :]
         self._worker: Any = None  # in its process
         self._follows = False  # one that ended
         super().__init__()
@@ -231,42 +240,51 @@ class _Server(BaseApplication):  # type: ignore[misc]
         return program
 
     def _opened(self) -> Context:
-        """What it stands on. The database may have gone since the main process looked, and one that follows a process that
-        died must not end the others: it waits until all can be had."""
-        said = ""
+        """What it stands on. The database may have gone since the main process looked: the first ones wait for it for a
+        while, and one that follows a process that died waits until all can be had: it must not end the others."""
+        context = Context(self._data, (self._number, self._processes), self._config)
+        context.counted = self._counted
+        end, said = time.monotonic() + FIRST_SECONDS, ""
         while True:
             try:
-                context = Context.open(self._data, (self._number, self._processes), self._config)
-                context.counted, context.lives = self._counted, self._lives
-                self._tls = ServerTls(context)
-                self._tls.current()  # while the database is away, handshakes go on
-            except (Error, OSError) as err:
-                if not self._follows and not isinstance(err, UnavailableError):
-                    raise  # what is wrong is said, and the proxy ends
-                if str(err) != said:
-                    log.error("this process cannot begin yet: %s", err)
-                    said = str(err)
+                self._stand_on(context)
+            except Exception as err:
+                passes, expected = isinstance(err, UnavailableError), isinstance(err, Error | OSError)
+                if not self._follows and not (passes and time.monotonic() < end):
+                    if not expected:
+                        raise
+                    log.error("%s%s", err, f" ({err.hint})" if isinstance(err, Error) and err.hint else "")
+                    sys.exit(GONE if passes else WRONG)
+                if repr(err) != said:
+                    log.error("this process cannot begin yet: %s", err, exc_info=not expected)
+                    said = repr(err)
                 time.sleep(1)
-                if not self._worker.alive:
+                if not self._worker.alive or os.getppid() != self._worker.ppid:
                     sys.exit(0)
             else:
-                context.leases.start()
-                context.upstreams.gate.show()
                 return context
+
+    def _stand_on(self, context: Context) -> None:
+        context.db.check()
+        self._tls = self._tls or ServerTls(context)
+        self._tls.current()  # while the database is away, handshakes go on
+        if context.lives is None and not context.db.shared:
+            context.lives = Lives(self._data / "lives.lock")
+        context.leases.start()
+        context.upstreams.gate.show()
 
     def _numbered(self, arbiter: Any, worker: Any) -> None:
         """A new process takes the part of one that ended."""
         taken = {each.number for each in list(arbiter.WORKERS.values())}
         worker.number = min(set(range(self._processes)) - taken, default=0)
         worker.room.share(self._waiting, worker.number)
-        self._lives[worker.number] = secrets.randbits(62)  # whatever came before it is dead
 
     def _begun(self, _arbiter: Any, worker: Any) -> None:
         self._number, self._worker = worker.number, worker
         self._follows = worker.age > self._processes
 
     def _ended(self, _arbiter: Any, worker: Any) -> None:
-        self._waiting[worker.number] = self._lives[worker.number] = 0
+        self._waiting[worker.number] = 0
         figures.forget_process(worker.pid)
 
     def _ssl_context(self, _config: Any, _factory: Any) -> ssl.SSLContext:

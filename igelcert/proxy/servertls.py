@@ -26,12 +26,14 @@ from . import cacerts, rollover
 from .context import Context
 from .rollover import Standing
 from .tls import Socket, load_pair
+from .turns import waiting
 
 __all__ = ["ServerTls"]
 
 log = logging.getLogger("igelcert.proxy")
 
 LOOK_SECONDS = 1.0
+CHANGED_SECONDS = 1.0  # for which a handshake waits for another's look at what has changed
 _PURPOSE = "server key"
 _PEM = serialization.Encoding.PEM
 _PKCS8 = serialization.PrivateFormat.PKCS8
@@ -50,23 +52,28 @@ class ServerTls:
         self._looked = 0.0
 
     def current(self) -> ssl.SSLContext:
-        # while one looks at a database that does not answer, handshakes go on with what there is
-        if not self._lock.acquire(blocking=self._tls is None):
-            assert self._tls is not None
-            return self._tls
+        # while one looks at a database that does not answer, handshakes go on with what there is; where others are known
+        # to count now, they wait for it, for a moment
+        if not self._lock.acquire(blocking=False):
+            with waiting():
+                ours = self._tls is None or self._changes != self._context.trust_changes
+                ours = ours and self._lock.acquire(timeout=-1 if self._tls is None else CHANGED_SECONDS)
+            if not ours:
+                assert self._tls is not None
+                return self._tls
         try:
+            counted = self._context.trust_changes
             if self._tls is None:
                 self._make(cacerts.trust_version(self._context))
-            elif (
-                time.monotonic() - self._looked > LOOK_SECONDS or self._changes != self._context.trust_changes
-            ):
-                self._looked, self._changes = time.monotonic(), self._context.trust_changes
+            elif time.monotonic() - self._looked > LOOK_SECONDS or self._changes != counted:
+                self._looked = time.monotonic()
                 try:
                     trust = cacerts.trust_version(self._context)
                     if trust != self._trust or time.time() >= self._renew_at:
                         self._make(trust)
                 except Error as err:  # what there is still serves
                     log.error("the TLS settings cannot be made anew: %s", err)
+            self._changes = counted
             assert self._tls is not None
             return self._tls
         finally:

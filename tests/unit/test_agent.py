@@ -6,7 +6,6 @@ import base64
 import contextlib
 import datetime
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -252,35 +251,33 @@ def test_a_refusal_does_not_stop_what_is_due(agent: Agent, monkeypatch: pytest.M
     assert len(applied) == 1, "nothing is known, which is not the same as nothing is wanted"
 
 
-def test_a_change_of_the_proxys_ca_that_cannot_be_followed_now_is_followed_soon(
+def test_a_change_of_the_proxys_ca_that_cannot_be_followed_is_told_of_again(
     agent: Agent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else the resident agent, which has the tag of the new settings, would come to it with its next renewal."""
-    (Path(agent.dir) / "settings.json").write_text('{"certs": []}')
-    (Path(agent.dir) / "settings.etag").write_text('"one"')
+    """Else the resident agent, with the tag of the new settings, would come to it with its next renewal."""
     fails = [TransportError("the proxy's certificate is not trusted", link="tls-trust")]
-
-    class Known:
-        def close(self) -> None:
-            pass
-
-        def send(self, request: Request) -> Response:
-            return Response(
-                304 if request.path.endswith("/settings") else 204, (("Management-Trust", "00"),), b""
-            )
 
     def take_trust(_link: object, _wanted: str) -> bool:
         if fails:
-            raise fails.pop()
+            raise fails[0]
         return False
 
-    for name, act in (("check_registered", lambda: None), ("link", Known), ("take_trust", take_trust)):
-        monkeypatch.setattr(agent.identity, name, act)
-    start = time.time()
-    assert agent.sync() == 0
-    soon = agenda.next_at(agent.dir)
-    assert soon is not None and soon <= start + 610
-    assert agent.sync() == 0 and agenda.next_at(agent.dir) is None
+    monkeypatch.setattr(agent.identity, "take_trust", take_trust)
+    answer = Response(200, (("ETag", '"one.trust"'), ("Management-Trust", "00")), b'{"certs": []}')
+    stored, tag = Path(agent.dir) / "settings.json", Path(agent.dir) / "settings.etag"
+    wire = Wire(answer)
+    agent._fetch(wire)  # type: ignore[arg-type]
+    assert stored.read_bytes() == answer.body, "the settings themselves count"
+    assert not tag.exists() and agenda.tags(agent.dir) == ""
+    agent._fetch(wire)  # type: ignore[arg-type]
+    assert wire.asked[1].header("If-None-Match") == "" and not tag.exists()
+    # the tag is there, and the trust is another: of an agent that has noted it all the same
+    tag.write_text('"one.trust"')
+    agent._fetch(Wire(Response(304, answer.headers, b"")))  # type: ignore[arg-type]
+    assert not tag.exists()
+    fails.clear()
+    agent._fetch(wire)  # type: ignore[arg-type]
+    assert tag.read_text() == '"one.trust"'
 
 
 def test_doctor_does_not_call_an_expired_certificate_well(

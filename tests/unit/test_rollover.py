@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import ssl
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -16,7 +19,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from igelcert import crypto
 from igelcert.codec.pem import decode_pem
-from igelcert.errors import ConflictError
+from igelcert.errors import ConflictError, UnavailableError
 from igelcert.proxy import devices, registration, rollover, servertls
 from igelcert.proxy.cli import main
 from igelcert.proxy.context import Context
@@ -200,7 +203,7 @@ def verified(place: Path, leaf: str, root: x509.Certificate, behind: str) -> boo
 def test_who_is_told_of_other_cas_meets_processes_that_go_by_them(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It comes again at once, to any of them."""
+    """It comes again at once, to any of them; who comes at the same moment waits."""
     monkeypatch.setattr(servertls, "LOOK_SECONDS", 1000.0)
     other = Context.open(context.data)
     other.counted = context.counted  # of one proxy
@@ -214,6 +217,41 @@ def test_who_is_told_of_other_cas_meets_processes_that_go_by_them(
         by_command.db.close()
         assert tls.current() is before, "it has no cause to look"
         rollover.standing(context)  # what the answer names, in which a device hears of it
-        assert tls.current() is not before
+        with ThreadPoolExecutor(8) as pool:
+            start = threading.Barrier(8)
+            found = {id(each.result()) for each in [pool.submit(_together, start, tls) for _ in range(8)]}
+        assert found == {id(tls.current())} and tls.current() is not before
         before = tls.current()
     other.db.close()
+
+
+def _together(start: threading.Barrier, tls: servertls.ServerTls) -> ssl.SSLContext:
+    start.wait()
+    return tls.current()
+
+
+def test_a_database_that_is_away_holds_up_no_handshake_for_long(
+    context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servertls, "CHANGED_SECONDS", 0.2)
+    tls = servertls.ServerTls(context)
+    before, entered, end = tls.current(), threading.Event(), threading.Event()
+
+    def away(_context: Context) -> int:
+        entered.set()
+        end.wait(20)
+        raise UnavailableError("the database is away")
+
+    monkeypatch.setattr(servertls.cacerts, "trust_version", away)
+    context.count_trust_change()
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(tls.current)
+        assert entered.wait(20)
+        start = time.monotonic()
+        assert tls.current() is before and time.monotonic() - start < 5
+        end.set()
+        assert first.result() is before
+    start = time.monotonic()
+    assert tls.current() is before and time.monotonic() - start < 0.2, (
+        "it was looked at: nobody waits any more"
+    )

@@ -176,11 +176,15 @@ def test_who_waits_for_the_other_side_of_a_connection_has_given_the_turn_up(tmp_
     ours, theirs = socket.socketpair()
     for each in (ours, theirs):
         each.settimeout(20)
+    begun = [threading.Event() for _ in range(3)]  # ours is at work, and about to wait
     sees = []
 
     def look() -> None:
-        time.sleep(0.1)  # ours waits by now
-        sees.append(turns._turns.free.qsize())
+        assert begun[len(sees)].wait(20)
+        deadline = time.monotonic() + 3
+        while (free := turns._turns.free.qsize()) < turns.TURNS and time.monotonic() < deadline:
+            time.sleep(0.01)
+        sees.append(free)
 
     def other() -> None:
         trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -197,9 +201,12 @@ def test_who_waits_for_the_other_side_of_a_connection_has_given_the_turn_up(tmp_
 
     threads = run(other)
     with contextlib.closing(ours), turns.working():
+        begun[0].set()
         line = context.wrap_socket(ours, server_side=True)
+        begun[1].set()
         with line.makefile("rb") as file:  # as http.client reads
             assert file.read(9) == b"a request"
+        begun[2].set()
         line.sendall(large)
         assert turns._turns.free.qsize() == turns.TURNS - 1
         line.close()
