@@ -24,6 +24,7 @@ from typing import Any
 
 from gunicorn.app.base import BaseApplication
 from gunicorn.arbiter import Arbiter
+from gunicorn.errors import HaltServer
 
 from ..errors import Error, SettingsError, StorageError, UnavailableError
 from . import changes, figures
@@ -74,10 +75,12 @@ def serve(data: Path, listen: str, admin_listen: str, drain: int | None = None) 
         stack.enter_context(_counting(data / "figures"))
         try:
             _Server(context.config, data, listen, admin_listen, drain, lock).run()
-        except SystemExit as ended:
-            if os.getpid() != pid or ended.code not in {WRONG, GONE}:
+        except (SystemExit, HaltServer) as ended:
+            # gunicorn lets its own exception out where a second process cannot begin, either
+            code = ended.exit_status if isinstance(ended, HaltServer) else ended.code
+            if os.getpid() != pid or code not in {WRONG, GONE}:
                 raise
-            return 75 if ended.code == GONE else 1  # why, its processes have said
+            return 75 if code == GONE else 1  # why, its processes have said
         finally:
             if os.getpid() == pid:  # a worker leaves this way, too
                 run.unlink(missing_ok=True)
