@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -12,7 +13,17 @@ from igelcert.codec import pkcs10
 from igelcert.crypto import Key
 from igelcert.errors import CheckError, SettingsError, StorageError, TransportError
 from igelcert.model import CsrSpec, Subject
-from igelcert.proxy import cacerts, changes, devices, enrollment_log, enrollments, merging, profiles, rollover
+from igelcert.proxy import (
+    cacerts,
+    changes,
+    devices,
+    enrollment_log,
+    enrollments,
+    leases,
+    merging,
+    profiles,
+    rollover,
+)
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import Database
 from igelcert.proxy.initialise import initialise
@@ -208,6 +219,38 @@ def test_a_request_is_claimed_once(context: Context) -> None:
     enrollments.finish(context, first, "failed", "late")
     row = enrollments.claim(context, mine, 1)
     assert row.state == "running" and row.claim == second.token
+
+
+def test_a_request_of_a_process_that_died_is_taken_up_when_the_ca_has_ended_it(context: Context) -> None:
+    if context.db.shared:
+        pytest.skip("PostgreSQL has leases: tests/integration/test_proxies.py")
+    living = {1}
+
+    def serving(number: int) -> None:
+        context.lives = SimpleNamespace(own=number, has=living.__contains__)  # type: ignore[assignment]
+
+    mine = ask("died")
+    serving(1)
+    claimed(context, mine)
+    serving(2)
+    living.add(2)
+    surely = context.config.upstream_timeout + leases.MARGIN
+    later(context, surely + 2)
+    row = enrollments.claim(context, mine, 1)
+    assert not isinstance(row, enrollments.Ticket) and row.state == "running", (
+        "it lives, whatever became of the rest"
+    )
+    living.discard(1)
+    ticket = claimed(context, mine)
+    living.discard(2)
+    serving(3)
+    later(context, surely - 2)
+    row = enrollments.claim(context, mine, 1)
+    assert not isinstance(row, enrollments.Ticket) and row.claim == ticket.token, (
+        "the CA may still work for it"
+    )
+    later(context, 4)
+    assert claimed(context, mine).token != ticket.token
 
 
 def test_a_pending_request_waits_until_its_time(context: Context) -> None:
