@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from tests.load.ca import SlowCa
 from tests.support.chain import Proxy, proxy
 from tests.support.postgres import Cluster
 
-__all__ = ["ANY", "Member", "processes", "request", "signalled", "together", "use"]
+__all__ = ["ANY", "Member", "all_processes", "processes", "request", "signalled", "together", "use"]
 
 ANY = "127.0.0.1:0"
 
@@ -57,9 +58,18 @@ def use(gate: Proxy, ca: SlowCa, rate: int = 0) -> None:
 
 
 def processes(gate: Proxy) -> list[int]:
-    """Of a proxy that serves: the one that watches, then its worker."""
+    """Of a proxy that serves: the one that watches, then those that answer."""
     pid = json.loads((gate.data / "run.json").read_text())["pid"]
     return [pid, *map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())]
+
+
+def all_processes(gate: Proxy) -> list[int]:
+    """The same, when all that are to be have begun: they come one after the other."""
+    wanted, deadline = 1 + Context(gate.data).config.in_processes(), time.monotonic() + 20
+    while len(found := processes(gate)) != wanted:
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+    return found
 
 
 def signalled(gate: Proxy, number: signal.Signals) -> None:
