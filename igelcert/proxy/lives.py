@@ -20,7 +20,11 @@ class Lives:
     def __init__(self, path: Path) -> None:
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         self.own = secrets.randbits(62)
-        fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.own)
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, self.own)
+        except OSError:  # a file system without locks; whoever tries again is not to run out of descriptors
+            os.close(self._file)
+            raise
 
     def has(self, number: int) -> bool:
         """Does the process with that number live? Yes, too, where nothing can be said."""

@@ -273,8 +273,8 @@ class _Server(BaseApplication):  # type: ignore[misc]
         self._tls.current()  # while the database is away, handshakes go on
         if context.lives is None and not context.db.shared:
             context.lives = Lives(self._data / "lives.lock")
-        context.leases.start()
         context.upstreams.gate.show()
+        context.leases.start()  # last: this is done once
 
     def _numbered(self, arbiter: Any, worker: Any) -> None:
         """A new process takes the part of one that ended."""

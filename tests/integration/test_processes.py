@@ -116,14 +116,12 @@ def ask_in_vain(gate: Proxy, member: Member, csr: bytes) -> None:
         request(gate, member, csr)
 
 
-def issued_in_the_end(gate: Proxy, member: Member, csr: bytes) -> float:
-    """After so many seconds."""
+def issued_in_a_minute(gate: Proxy, member: Member, csr: bytes) -> None:
     start = time.monotonic()
     while (answer := request(gate, member, csr))[0] == 202:
         time.sleep(int(answer[1]["retry-after"]))
         assert time.monotonic() - start < 60
     assert answer[0] == 200
-    return time.monotonic() - start
 
 
 @pytest.mark.parametrize(
@@ -145,16 +143,15 @@ def test_what_a_process_that_dies_carried_is_taken_up(tmp_path: Path, killed: st
             if killed == "one":
                 os.kill(carrier, signal.SIGKILL)
                 until(lambda: carrier not in processes(gate))
-                took = issued_in_the_end(gate, member, csr)
+                issued_in_a_minute(gate, member, csr)
             elif killed == "all":
                 signalled(gate, signal.SIGKILL)
             else:
                 os.kill(main, signal.SIGKILL)
         if killed != "one":
             with proxy(tmp_path / "data") as gate:
-                took = issued_in_the_end(gate, member, csr)
+                issued_in_a_minute(gate, member, csr)
         assert ca.seen().issued == issued, "the CA has heard of the first one, whoever asked"
-        assert took < 60
 
 
 def test_a_change_reaches_those_who_wait_at_any_of_them(gate: Proxy, tmp_path: Path) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
 from multiprocessing.connection import Connection
 from pathlib import Path
+
+import pytest
 
 from igelcert.proxy.lives import Lives
 
@@ -51,3 +54,16 @@ def test_who_lives_and_who_does_not(tmp_path: Path) -> None:
     assert not one.has(4711)
     for each in (one, again):
         each.end(kill=False)
+
+
+def test_where_nothing_can_be_locked_no_descriptor_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object) -> None:
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(fcntl, "lockf", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(OSError, match="no locks"):
+        Lives(tmp_path / "lives.lock")
+    assert len(os.listdir("/proc/self/fd")) == before
