@@ -72,7 +72,7 @@ def test_stalled_clients_hold_up_nobody(gate: Proxy, device: Device) -> None:
         start = time.monotonic()
         for _ in range(5):
             assert gate.ask("GET", SETTINGS, client=device)[0] == 200
-        assert time.monotonic() - start < 5, "each waits for no stalled client"
+        assert time.monotonic() - start < 9, "each waits for no stalled client"
         # and they do not stay: the handshake has ten seconds
         held[0].settimeout(20)
         assert held[0].recv(1) == b""
@@ -102,7 +102,7 @@ def test_a_ca_that_stalls_holds_up_neither_settings_nor_health(
             start = time.monotonic()
             assert gate.ask("GET", SETTINGS, client=device)[0] == 200
             assert gate.admin("/healthz")[0] == 200
-            assert time.monotonic() - start < 3
+            assert time.monotonic() - start < 4.5
             for thread in threads:
                 thread.join(30)
             assert found == [503, 503, 503]

@@ -12,7 +12,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +36,7 @@ from tests.load.ca import SlowCa, slow_ca
 from tests.support.chain import Device, Proxy, command, ok, proxy, run
 from tests.support.postgres import Cluster
 from tests.support.proxies import request, together, use
+from tests.support.until import until
 from tests.support.work import work
 
 CERT = {"friendly_name": "lan", "key": {"type": "ec_prime256v1", "crypt_password": "Schlüssel 7"}}
@@ -65,13 +66,6 @@ def office(gate: Proxy, ca: SlowCa, place: Path, *names: str) -> list[Device]:
         made.append(device)
     context.db.close()
     return made
-
-
-def until(true: Callable[[], object], seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, "it does not come about"
-        time.sleep(0.05)
 
 
 def opened(data: Path, sealer: Sealer) -> list[bool]:

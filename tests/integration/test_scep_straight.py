@@ -72,11 +72,11 @@ def test_over_https(ca: LabCa, host: Host) -> None:
 
 
 def test_pending_is_asked_after(tmp_path: Path, host: Host) -> None:
-    with lab_ca(tmp_path / "ca", "--scep", "127.0.0.1:0", "--pending", "3s") as ca:
+    with lab_ca(tmp_path / "ca", "--scep", "127.0.0.1:0", "--pending", "5s") as ca:
         host.wants(wish(ca))
         assert "not decided" in host.do("apply", "--verbose", code=75)
         assert not host.home().exists() and ca.issued() == []
-        time.sleep(3)
+        time.sleep(5)
         host.do("renew", "--force")
         check_certificate(host.root, "lan", "rsa_2048", PASSWORD)
         assert len(ca.issued()) == 1

@@ -60,7 +60,7 @@ def ca(tmp_path: Path) -> Iterator[SlowCa]:
 @pytest.fixture
 def host(ca: SlowCa, tmp_path: Path) -> Host:
     """A device with the certificate "lan"."""
-    made = device(tmp_path / "root", "tc-17", "SEVENTEEN", hook_timeout=1)
+    made = device(tmp_path / "root", "tc-17", "SEVENTEEN", hook_timeout=30)
     made.trust(ca.ca.trust.read_bytes())
     made.wants(straight("lan", ca.ca.port))
     made.do()
@@ -151,9 +151,14 @@ def hook_trouble(host: Host) -> dict[str, Any] | None:
 def test_a_hook_that_fails(host: Host, text: str, says: str) -> None:
     """The certificate is renewed all the same; the next run calls the hook again, until it succeeds."""
     hook(host, text)
+    config = host.root / "etc/igelcert/device.toml"
+    patient = config.read_text()
+    if "within" in says:
+        config.write_text(patient.replace("hook_timeout = 30", "hook_timeout = 1"))
     before, began = serial(host), time.monotonic()
     assert says in host.do("renew", "--force", code=EX_TEMPFAIL)
-    assert time.monotonic() - began < 20 and serial(host) != before
+    config.write_text(patient)
+    assert time.monotonic() - began < 30 and serial(host) != before
     trouble = hook_trouble(host)
     assert trouble and trouble["event"] == "renewed" and says in trouble["error"]
     fresh = serial(host)
@@ -175,19 +180,17 @@ def test_a_hook_whose_program_is_missing(host: Host) -> None:
 def test_a_hook_that_writes_megabytes(host: Host) -> None:
     """It neither hangs nor fills the log."""
     hook(host, "head -c 20000000 /dev/zero | tr '\\0' x; yes | head -c 20000000; exit 0")
-    config = host.root / "etc/igelcert/device.toml"
-    config.write_text(config.read_text().replace("hook_timeout = 1", "hook_timeout = 30"))
     began = time.monotonic()
     said = host.do("renew", "--force", "--verbose")
-    assert time.monotonic() - began < 25 and len(said) < 20_000 and hook_trouble(host) is None
+    assert time.monotonic() - began < 29 and len(said) < 20_000 and hook_trouble(host) is None
 
 
 def test_a_hook_whose_child_stays(host: Host) -> None:
     """A service that a hook starts holds nothing up."""
-    hook(host, "sleep 8 & exit 0")
+    hook(host, "sleep 20 & exit 0")
     began = time.monotonic()
     host.do("renew", "--force")
-    assert time.monotonic() - began < 6 and hook_trouble(host) is None
+    assert time.monotonic() - began < 15 and hook_trouble(host) is None
 
 
 def test_a_removed_certificate_that_is_wanted_again(host: Host, ca: SlowCa) -> None:

@@ -49,7 +49,7 @@ def test_addresses_and_names_wake_it(box: Machine) -> None:
         await_true(lambda: "the run ended" in log.read_text(), log.read_text)
         # an address: several messages of the kernel, one run, not sooner than half a minute after the last one
         box.run("ip", "address", "add", "192.0.2.5/24", "dev", "eth9")
-        await_true(lambda: len(starts(log)) == 2, log.read_text, 45)
+        await_true(lambda: len(starts(log)) == 2, log.read_text, 90)
         assert starts(log) == ["start", "addresses"]
         # what is no other address wakes nobody
         box.run(
@@ -66,7 +66,7 @@ def test_addresses_and_names_wake_it(box: Machine) -> None:
         )
         # a name
         box.run("nsenter", "--target", pid, "--uts", "hostname", "another")
-        await_true(lambda: len(starts(log)) == 3, log.read_text, 45)
+        await_true(lambda: len(starts(log)) == 3, log.read_text, 90)
         assert starts(log)[2] == "host name"
         children = Path(f"/proc/{_outer(box, pid)}/task/{_outer(box, pid)}/children")
         await_true(lambda: not children.read_text().split(), log.read_text)

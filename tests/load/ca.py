@@ -4,7 +4,8 @@
 EST over mutual TLS on loopback and prints {"port"}. PLAN is JSON: {"delay": seconds that a certificate takes, "cap": how
 many may be asked for at once (more are refused), "fail_after": certificates after which it fails, "fail_seconds": for how
 long, "life": seconds of a certificate, 0 for 90 days}.
-Each line on standard input is answered by what it has seen so far; the end of the input ends it.
+Each line on standard input is answered by what it has seen so far; from a line "hold" on to a line "go on" no answer is
+given; the end of the input ends it.
 """
 
 from __future__ import annotations
@@ -41,11 +42,12 @@ FORM = (PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 @dataclass
 class Seen:
-    """What the CA saw. peak: requests at once; over: those that it refused for that; failed: those in the time that it
-    failed; signing: seconds of processor time of the whole CA; first, last: when certificates were issued, and down, up:
-    when it failed (monotonic seconds)."""
+    """What the CA saw. inside: requests now, peak: at once; over: those that it refused for that; failed: those in the
+    time that it failed; signing: seconds of processor time of the whole CA; first, last: when certificates were issued,
+    and down, up: when it failed (monotonic seconds)."""
 
     issued: int = 0
+    inside: int = 0
     peak: int = 0
     over: int = 0
     failed: int = 0
@@ -64,7 +66,8 @@ class _Service:
         self.seen = Seen()
         self._key = key
         self._cert = cert
-        self._inside = 0
+        self.goes_on = threading.Event()
+        self.goes_on.set()
         self._lock = threading.Lock()
         self._cacerts = est.certs_response([cert.public_bytes(DER)])
 
@@ -78,15 +81,15 @@ class _Service:
             return self._enroll(request) if self._enter() else est.error_response(503, "not now")
         finally:
             with self._lock:
-                self._inside -= 1
+                self.seen.inside -= 1
 
     def _enter(self) -> bool:
         now = time.monotonic()
         with self._lock:
             seen = self.seen
-            self._inside += 1
-            seen.peak = max(seen.peak, self._inside)
-            if self._inside > self.plan["cap"]:
+            seen.inside += 1
+            seen.peak = max(seen.peak, seen.inside)
+            if seen.inside > self.plan["cap"]:
                 seen.over += 1
                 return False
             if not seen.down and seen.issued >= self.plan["fail_after"] > 0:
@@ -113,6 +116,7 @@ class _Service:
         )
         answer = est.certs_response([cert.public_bytes(DER)], enroll=True)
         time.sleep(max(0.0, start + self.plan["delay"] - time.monotonic()))
+        self.goes_on.wait()
         with self._lock:
             self.seen.issued += 1
             self.seen.last = time.monotonic()
@@ -134,7 +138,11 @@ def _serve(place: Path, plan: dict[str, Any]) -> None:
     server = Server("est", ("127.0.0.1", 0), service, _tls(place, authority), quiet=True)
     threading.Thread(target=server.serve_forever, args=(0.1,), daemon=True).start()
     print(json.dumps({"port": server.server_address[1]}), flush=True)
-    for _ in sys.stdin:
+    for line in sys.stdin:
+        if line == "hold\n":
+            service.goes_on.clear()
+        elif line == "go on\n":
+            service.goes_on.set()
         service.seen.cpu = time.process_time()
         print(json.dumps(asdict(service.seen)), flush=True)
     server.shutdown()
@@ -166,11 +174,20 @@ class SlowCa:
         found: dict[str, Any] = json.loads(self._process.stdout.readline() or "{}")
         return found
 
-    def seen(self) -> Seen:
+    def seen(self, word: str = "seen") -> Seen:
         assert self._process.stdin
-        self._process.stdin.write("seen\n")
+        self._process.stdin.write(f"{word}\n")
         self._process.stdin.flush()
         return Seen(**self._line())
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """It takes requests and answers none meanwhile: what is at it stays there."""
+        self.seen("hold")
+        try:
+            yield
+        finally:
+            self.seen("go on")
 
 
 @contextmanager

@@ -28,7 +28,7 @@ mount --bind "$1/etc" /etc && mount -t tmpfs -o mode=755 tmpfs /run && mount -t 
 """
 
 
-def await_true(done: Callable[[], bool], why: Callable[[], str], seconds: float = 20) -> None:
+def await_true(done: Callable[[], bool], why: Callable[[], str], seconds: float = 60) -> None:
     """Waits for `done`; `why` is asked when it does not come."""
     deadline = time.monotonic() + seconds
     while not done():

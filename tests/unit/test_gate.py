@@ -71,16 +71,16 @@ def test_who_finds_no_room_gets_turns_at_the_pace_of_the_ca() -> None:
 
 
 def test_a_few_wait_before_the_ca_and_not_for_long() -> None:
-    gate = Gate(1, 1, 0.3)
+    gate = Gate(1, 1, 1.0)
     with gate.place():
         start = time.monotonic()
         waiting = threading.Thread(target=turn, args=(gate,))
         waiting.start()
         while gate.full() is None:
             time.sleep(0.001)
-        assert turn(gate) >= 1 and time.monotonic() - start < 0.2, "there is no room to wait in"
+        assert turn(gate) >= 1 and time.monotonic() - start < 0.9, "there is no room to wait in"
         waiting.join()
-        assert 0.3 <= time.monotonic() - start < 2
+        assert 1.0 <= time.monotonic() - start < 10
     with gate.place():
         pass
 

@@ -32,7 +32,7 @@ def log() -> Recorder:
 
 class Hooks:
     def __init__(self, root: Path) -> None:
-        self.config = Config(root=str(root), hook_timeout=1)
+        self.config = Config(root=str(root), hook_timeout=20)
         self.dir = root / "etc/igelcert/hooks.d"
         self.dir.mkdir(parents=True)
         self.out = root / "out"
@@ -113,6 +113,7 @@ def test_one_that_cannot_start(made: Hooks, log: Recorder) -> None:
 
 
 def test_one_that_hangs_is_stopped_with_all_it_started(made: Hooks, log: Recorder) -> None:
+    made.config = Config(root=made.config.root, hook_timeout=1)
     made.add("10-hangs", f"trap '' TERM; sleep 300 & echo $! > {made.out}; wait; wait")
     began = time.monotonic()
     assert (
@@ -135,7 +136,7 @@ def test_one_that_leaves_a_daemon_behind_is_done(made: Hooks, log: Recorder) -> 
     began = time.monotonic()
     try:
         assert hooks.run(made.config, EVENT, log).failed == ""
-        assert time.monotonic() - began < 1
+        assert time.monotonic() - began < 10
         os.kill(int(made.out.read_text()), 0)
     finally:
         os.kill(int(made.out.read_text()), 9)
@@ -143,7 +144,6 @@ def test_one_that_leaves_a_daemon_behind_is_done(made: Hooks, log: Recorder) -> 
 
 
 def test_one_that_writes_megabytes(made: Hooks, log: Recorder) -> None:
-    made.config = Config(root=made.config.root, hook_timeout=30)
     made.add("10-lines", "yes a line of text | head -c 8000000")
     made.add("20-no-lines", "head -c 8000000 /dev/zero; exit 4")
     assert hooks.run(made.config, EVENT, log).failed == "20-no-lines failed with exit status 4"

@@ -233,7 +233,7 @@ def _together(start: threading.Barrier, tls: servertls.ServerTls) -> ssl.SSLCont
 def test_a_database_that_is_away_holds_up_no_handshake_for_long(
     context: Context, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(servertls, "CHANGED_SECONDS", 0.2)
+    monkeypatch.setattr(servertls, "CHANGED_SECONDS", 1.0)
     tls = servertls.ServerTls(context)
     before, entered, end = tls.current(), threading.Event(), threading.Event()
 
@@ -248,10 +248,10 @@ def test_a_database_that_is_away_holds_up_no_handshake_for_long(
         first = pool.submit(tls.current)
         assert entered.wait(20)
         start = time.monotonic()
-        assert tls.current() is before and time.monotonic() - start < 5
+        assert tls.current() is before and time.monotonic() - start < 15
         end.set()
         assert first.result() is before
     start = time.monotonic()
-    assert tls.current() is before and time.monotonic() - start < 0.2, (
+    assert tls.current() is before and time.monotonic() - start < 0.9, (
         "it was looked at: nobody waits any more"
     )

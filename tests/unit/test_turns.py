@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives import serialization
 from igelcert.proxy import tls, turns
 from igelcert.proxy.database import Database
 from tests.support.badca import make_ca
+from tests.support.until import until
 
 
 def run(*acts: Callable[[], None]) -> list[threading.Thread]:
@@ -51,7 +52,8 @@ class Count:
             self.now -= 1
 
 
-def test_so_many_work_at_a_time_and_those_who_wait_do_not_count() -> None:
+def test_so_many_work_at_a_time_and_those_who_wait_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "PATIENCE", 20.0)
     at_work, asleep = Count(), Count()
 
     def act() -> None:
@@ -109,13 +111,14 @@ def test_nothing_stands_still_where_a_turn_is_never_given_up(monkeypatch: pytest
 
 
 def test_who_is_in_no_hurry_lets_others_go_first_but_not_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(turns, "COURTESY", 0.3)
+    monkeypatch.setattr(turns, "COURTESY", 20.0)
+    monkeypatch.setattr(turns, "PATIENCE", 20.0)
     order: list[str] = []
     end = threading.Event()
 
     def hold() -> None:
         with turns.working():
-            end.wait(0.1)
+            end.wait(20)
 
     def urgent() -> None:
         with turns.working():
@@ -126,25 +129,26 @@ def test_who_is_in_no_hurry_lets_others_go_first_but_not_for_ever(monkeypatch: p
             order.append("later")
 
     held = run(*[hold] * turns.TURNS)
-    time.sleep(0.02)
-    waiting = run(urgent, later, urgent)
+    until(lambda: turns._turns.free.empty() and not turns._turns.wanted)
+    waiting = run(urgent, urgent)
+    until(lambda: len(turns._turns.wanted) == 2)
+    waiting += run(later)
+    time.sleep(0.1)
+    assert order == []
+    end.set()
     join([*held, *waiting])
     assert order == ["urgent", "urgent", "later"]
 
     end.clear()
+    stuck = run(*[hold] * (turns.TURNS + 3))
+    until(lambda: len(turns._turns.wanted) == 3)
     monkeypatch.setattr(turns, "COURTESY", 0.05)
-    stuck = run(*[lambda: hold_for(1.0)] * (turns.TURNS + 3))
-    time.sleep(0.1)
-    start = time.monotonic()
     monkeypatch.setattr(turns, "PATIENCE", 0.1)
+    start = time.monotonic()
     join(run(later))
-    assert time.monotonic() - start < 0.8
+    assert time.monotonic() - start < 10
+    end.set()
     join(stuck)
-
-
-def hold_for(seconds: float) -> None:
-    with turns.working():
-        time.sleep(seconds)
 
 
 def test_who_has_no_turn_gives_none_up() -> None:

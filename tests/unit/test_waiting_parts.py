@@ -25,6 +25,7 @@ from igelcert.proxy.context import Context
 from igelcert.proxy.upstream import config as ca
 from igelcert.proxy.waiting import REQUEST_MAX, Parked, Place, Room, Visit, preferred_wait
 from igelcert.proxy.worker import Connection, Worker
+from tests.support.until import until
 
 
 @pytest.mark.parametrize(
@@ -196,10 +197,9 @@ def test_it_looks_only_while_somebody_waits(table: Table, watch: Watch) -> None:
     time.sleep(0.2)
     assert table.asked == []
     watch.look_from(0)
-    time.sleep(0.3)
-    assert len(table.asked) > 2
+    until(lambda: len(table.asked) > 2)
     watch.rest()
-    time.sleep(0.1)
+    time.sleep(0.2)
     before = len(table.asked)
     time.sleep(0.3)
     assert len(table.asked) == before
@@ -290,11 +290,25 @@ def _asleep(worker: Worker, unit: str, stack: contextlib.ExitStack) -> Connectio
     return conn
 
 
+class Clock:
+    """In place of the module time."""
+
+    def __init__(self) -> None:
+        self.now = time.monotonic()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def take(self, seconds: float) -> None:
+        self.now += seconds
+
+
 def test_those_that_waited_are_answered_in_batches(worker: Worker, monkeypatch: pytest.MonkeyPatch) -> None:
     """One thread has sixteen; another, up to a quarter of all, when that one is held up. What a thread does not come to
     in its time goes on with another."""
     worker.cfg.set("threads", 8)
-    monkeypatch.setattr("igelcert.proxy.worker.HELD_UP_SECONDS", 0.2)
+    clock = Clock()
+    monkeypatch.setattr("igelcert.proxy.worker.time", clock)
     with contextlib.ExitStack() as stack:
         conns = [_asleep(worker, str(number), stack) for number in range(50)]
         worker._changed([Change(1, "directory", "/")])
@@ -302,12 +316,12 @@ def test_those_that_waited_are_answered_in_batches(worker: Worker, monkeypatch: 
         worker._answer_parked()
         assert worker.answering == 1
         for _ in range(2):
-            time.sleep(0.25)
+            clock.now += 0.55
             for _ in range(2):
                 worker._answer_parked()
             assert worker.tpool.work == [conns[:16], conns[16:32]] and worker.answering == 2
         slow = iter([0.0, 0.0, 0.2])
-        monkeypatch.setattr(worker, "handle", lambda _: time.sleep(next(slow)) or "linger")
+        monkeypatch.setattr(worker, "handle", lambda _: clock.take(next(slow)) or "linger")
         results = worker._answer_in_turn(conns[:16])
         assert results == ["linger"] * 3
         done: Future[list[str]] = Future()
@@ -328,7 +342,7 @@ def test_those_that_waited_are_answered_in_batches(worker: Worker, monkeypatch: 
 
 def test_half_a_preface_has_as_long_as_a_handshake(worker: Worker) -> None:
     """A balancer's connection whose PROXY header does not come to its end holds no thread, and is closed."""
-    worker.cfg.user_limits = {**worker.cfg.user_limits, "handshake": 0.2}
+    worker.cfg.user_limits = {**worker.cfg.user_limits, "handshake": 2}
     ours, theirs = socket.socketpair()
     with ours, theirs:
         conn = Connection(worker.cfg, ours, ("balancer", 1), "", admin=False)
@@ -339,6 +353,6 @@ def test_half_a_preface_has_as_long_as_a_handshake(worker: Worker) -> None:
         worker._wait(conn, selectors.EVENT_READ)
         worker.sweep()
         assert worker.waiting == {conn}
-        time.sleep(0.3)
+        time.sleep(2.1)
         worker.sweep()
         assert not worker.waiting and worker.nr_conns == 0 and ours.fileno() == -1

@@ -177,7 +177,7 @@ def test_who_writes_waits_for_the_lock_and_readers_do_not(db: Counted, tmp_path:
     with db.read() as connection:
         assert connection.execute(sa.text("SELECT count(*) FROM t")).scalar() == 0
     os.close(other)
-    assert done.wait(5)
+    assert done.wait(30)
     thread.join()
     with pytest.raises(ValueError, match="no"), db.begin() as connection:
         put(connection, 2, 2)

@@ -50,7 +50,7 @@ def switch(box: Machine, host: Host, lab: LabCa, tmp_path: Path) -> Iterator[Rad
 
 def admitted(server: Radius, wanted: int, log: Path) -> None:
     """Waits until the RADIUS server has let that certificate in."""
-    await_true(lambda: wanted in [number for number, _ in server.accepted()], log.read_text, 40)
+    await_true(lambda: wanted in [number for number, _ in server.accepted()], log.read_text)
 
 
 @pytest.fixture

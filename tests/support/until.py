@@ -1,0 +1,24 @@
+"""Waiting for what is to come about."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+__all__ = ["PATIENCE", "until"]
+
+PATIENCE = 60.0  # seconds, for what comes within a few of them on a machine that nobody else uses
+
+
+def until(
+    true: Callable[[], object], seconds: float = PATIENCE, say: object = "it does not come about"
+) -> float:
+    """Returns when `true()` is, the seconds that it took; after `seconds` it is a failure, and str(say) is why.
+
+    How fast something must be is asserted with what is returned; `seconds` is patience, and costs only who fails.
+    """
+    start = time.monotonic()
+    while not true():
+        assert time.monotonic() - start < seconds, str(say)
+        time.sleep(0.02)
+    return time.monotonic() - start
