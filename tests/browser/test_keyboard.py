@@ -43,7 +43,9 @@ def tab_to(page: Any, place: Any, key: str = "Tab") -> None:
     for _ in range(150):
         page.keyboard.press(key)
         found = page.evaluate(FOCUS)
-        if not found["outlined"]:  # the style of what has just got the focus may be a moment behind
+        for _ in range(20):  # the style of what has just got the focus may be a moment behind
+            if found["outlined"] or found["what"].startswith("BODY"):
+                break
             page.wait_for_timeout(300)
             found = page.evaluate(FOCUS)
         if not found["what"].startswith("BODY"):  # the browser's own controls come after the page's last

@@ -275,7 +275,10 @@ def test_what_is_wrong_is_said_at_its_field_and_nothing_is_lost(
     asked: list[str] = []
     page.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
     page.get_by_role("link", name="Audit").click()
-    page.wait_for_timeout(500)
+    for _ in range(100):
+        page.wait_for_timeout(500 if asked else 100)
+        if asked:
+            break
     assert asked == ["beforeunload"] and page.url.endswith("/ca")
     page.get_by_label("CA port").fill(str(lab.port))
     page.get_by_role("button", name="Save", exact=True).dblclick()
@@ -370,7 +373,7 @@ def test_import_with_progress(walk: Any, gate: Proxy, tmp_path: Path) -> None:
         }"""
     )
     page.get_by_role("button", name="Import").click()
-    page.get_by_text("10000 devices were added.").wait_for(timeout=30_000)
+    page.get_by_text("10000 devices were added.").wait_for(timeout=90_000)
     assert page.locator("#bar-text").text_content().startswith("10000 of 10000")
     seen = page.evaluate("seen")
     assert seen == sorted(seen) and len({value for value in seen if 0 < value < 10_000}) >= 3, seen

@@ -92,7 +92,7 @@ class Running:
 
     def end(self) -> int:
         self.process.terminate()
-        return self.process.wait(15)
+        return self.process.wait(60)
 
 
 @contextlib.contextmanager
@@ -106,10 +106,10 @@ def agent(
         if made.process.poll() is None:
             made.process.terminate()
             try:
-                made.process.wait(15)
+                made.process.wait(60)
             except subprocess.TimeoutExpired:
                 made.process.kill()
-                made.process.wait(5)
+                made.process.wait(30)
                 raise
         assert "Traceback" not in made.said, made.said
 
@@ -245,7 +245,7 @@ def test_without_its_place(gate: Proxy, root: Path) -> None:
         until(lambda: serial(device) != 0, say="it does not go on")
     finally:
         process.terminate()
-        assert process.wait(15) == 0
+        assert process.wait(60) == 0
         process.stderr.close()
 
 

@@ -22,7 +22,7 @@ from tests.support.peers import peer
 
 pytestmark = pytest.mark.peers
 FILES = Path(__file__).resolve().parents[2] / "contrib/monitoring"
-START_SECONDS = 60
+START_SECONDS = 90
 
 
 def dashboard() -> dict[str, Any]:

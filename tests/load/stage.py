@@ -28,7 +28,7 @@ from .fleet import Fleet
 
 __all__ = ["Front", "Stage", "nginx", "over_est", "over_scep"]
 
-START_SECONDS = 10.0
+START_SECONDS = 60.0
 FORM = (serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
 
 

@@ -188,7 +188,7 @@ def test_every_write(host: Rig, life: Life, tmp_path: Path) -> None:
     assert len(seen) >= 20 and len(sample) == BOOTED
     for disk in sample:
         with boot("tiny", tmp_path / f"{disk.name}.boot", disk, life.seed) as guest:
-            guest.do(SETTLED, seconds=90)
+            guest.do(SETTLED, seconds=180)
             guest.power_off()
         assert whole(read_disk(disk, tmp_path / "after") / "igel-certs/lan")
     one_each(host)
@@ -218,7 +218,7 @@ def test_killed_at_random(host: Rig, life: Life, tmp_path: Path) -> None:
         goes_on(tree, host)
     assert len(serials) >= 3, "too few renewals: it would prove little"
     with boot("tiny", tmp_path / "last", disk, life.seed) as guest:
-        guest.do(SETTLED, seconds=90)
+        guest.do(SETTLED, seconds=180)
         assert "lan: valid" in guest.do("igel-certs status")
         guest.power_off()
     assert whole(read_disk(disk, tmp_path / "tree") / "igel-certs/lan")

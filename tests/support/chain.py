@@ -23,7 +23,7 @@ from tests.support.forks import ca_proxy
 
 __all__ = ["Device", "LabCa", "Proxy", "command", "lab_ca", "proxy", "run", "served"]
 
-START_SECONDS = 30
+START_SECONDS = 90
 SCEP_PATHS = {
     "standard": "/scep",
     "ejbca": "/ejbca/publicweb/apply/scep/lab/pkiclient.exe",
@@ -74,7 +74,7 @@ def served(args: list[str | Path], run_json: Path, log: Path) -> Iterator[dict[s
             process.wait(60)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(5)
+            process.wait(30)
             raise
 
 
@@ -215,7 +215,7 @@ class Proxy:
             connection.close()
 
     def admin(self, path: str) -> tuple[int, str]:
-        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=10)
+        connection = http.client.HTTPConnection("127.0.0.1", self.admin_port, timeout=30)
         try:
             connection.request("GET", path)
             answer = connection.getresponse()

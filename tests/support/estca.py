@@ -20,7 +20,7 @@ from tests.support.peers import SOURCES, peer
 
 __all__ = ["EstCa", "est_ca"]
 
-START_LIMIT = 15.0
+START_LIMIT = 90.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ def _running(command: list[object], **options: object) -> Iterator[subprocess.Po
     finally:
         process.terminate()
         try:
-            process.wait(5)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -19,7 +19,7 @@ __all__ = ["BALANCER", "Front", "haproxy", "nginx", "placed", "running"]
 
 CONTRIB = Path(__file__).parents[2] / "contrib"
 BALANCER = 'proxy_protocol = ["127.0.0.1"]'  # for proxy.toml
-START_SECONDS = 15
+START_SECONDS = 90
 
 
 @dataclass(frozen=True, slots=True)

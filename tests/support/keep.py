@@ -14,7 +14,7 @@ from tests.support.scep_peers import free_port
 
 __all__ = ["Keep"]
 
-START_SECONDS = 60
+START_SECONDS = 90
 ROOT = Path(__file__).parents[2]
 
 

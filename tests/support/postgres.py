@@ -24,7 +24,7 @@ from tests.support.scep_peers import free_port
 
 __all__ = ["Cluster", "cluster"]
 
-START_SECONDS = 30
+START_SECONDS = 90
 PASSWORD = "not / a & secret"
 # nothing of it need outlive the machine; what is committed outlives PostgreSQL
 SETTINGS = """

@@ -175,7 +175,7 @@ class Guest:
         console = self.place / "console"
         return f"{self._rest.decode(errors='replace')[-3000:]}\n-- console\n{console.read_text(errors='replace')[-3000:]}"
 
-    def do(self, command: str, *, code: int | None = 0, seconds: float = 60) -> str:
+    def do(self, command: str, *, code: int | None = 0, seconds: float = 120) -> str:
         """Output of a shell command in the guest, which must end with that code."""
         self.line.sendall(f'( {command}\n) 2>&1 </dev/null; echo "=end= $?"\n'.encode())
         found = self._until(rb"(?s)(.*?)=end= (\d+)\n", seconds)
@@ -192,7 +192,7 @@ class Guest:
         """As contracts have it."""
         return self.do("journalctl --no-pager -o short-monotonic | egrep 'rmagent|igel-certs'", code=None)
 
-    def await_journal(self, pattern: str, seconds: float = 90) -> re.Match[str]:
+    def await_journal(self, pattern: str, seconds: float = 180) -> re.Match[str]:
         """The first line of our journal that fits, when it comes."""
         end = time.monotonic() + seconds
         while True:
@@ -202,7 +202,7 @@ class Guest:
             assert time.monotonic() < end, f"no {pattern!r} in the journal within {seconds} s:\n{text}"
             time.sleep(0.7)  # looking takes the guest's time
 
-    def power_off(self, seconds: float = 40) -> None:
+    def power_off(self, seconds: float = 120) -> None:
         """As its user does: services end, disks are unmounted."""
         with contextlib.suppress(OSError):
             # busybox's shell takes its own poweroff first, which systemd does not understand
@@ -212,7 +212,7 @@ class Guest:
     def kill(self) -> None:
         """The plug is pulled."""
         self.process.kill()
-        self.process.wait(10)
+        self.process.wait(30)
 
     def plug(self, *, up: bool = True) -> None:
         """The network cable."""
@@ -220,7 +220,7 @@ class Guest:
 
     def monitor(self, command: str, **arguments: Any) -> None:
         with socket.socket(socket.AF_UNIX) as link:
-            link.settimeout(10)
+            link.settimeout(60)
             link.connect(str(self.place / "qmp"))
             stream = link.makefile("rwb")
             stream.readline()
@@ -273,12 +273,12 @@ def boot(
     finally:
         if process.poll() is None:
             process.kill()
-            process.wait(10)
+            process.wait(30)
 
 
 @contextlib.contextmanager
 def _connected(path: Path, process: subprocess.Popen[bytes], log: Path) -> Iterator[socket.socket]:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 90
     with socket.socket(socket.AF_UNIX) as line:
         while True:
             try:

@@ -16,7 +16,7 @@ from tests.support.peers import peer
 
 __all__ = ["Eap", "Radius", "eap_tls", "radius", "supplicant"]
 
-START_SECONDS = 20
+START_SECONDS = 90
 EAP_SECONDS = 20
 
 CONFIGURATION = """
@@ -140,7 +140,7 @@ def radius(
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(5)
+            process.wait(30)
 
 
 def supplicant(path: Path, home: Path, password: str, *more: str) -> Path:

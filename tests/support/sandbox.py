@@ -87,7 +87,7 @@ class Machine:
                 process.wait(10)
             except subprocess.TimeoutExpired:
                 process.kill()
-                process.wait(5)
+                process.wait(30)
 
 
 @contextlib.contextmanager
@@ -117,4 +117,4 @@ def machine(directory: Path) -> Iterator[Machine]:
         yield Machine(directory, int(first[0]))
     finally:
         process.kill()  # and the kernel ends all that runs in it
-        process.wait(5)
+        process.wait(30)

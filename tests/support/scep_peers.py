@@ -17,7 +17,7 @@ from tests.support.tree import openssl
 
 __all__ = ["ScepCa", "free_port", "micromdm", "running", "scepclient", "step_ca", "strongswan"]
 
-START_SECONDS = 20
+START_SECONDS = 90
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def running(args: list[str], port: int, log: Path, cwd: Path) -> Iterator[None]:
             process.wait(10)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait(5)
+            process.wait(30)
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ class System:
         finally:
             if process.poll() is None:
                 process.kill()
-                process.wait(5)
+                process.wait(30)
 
     def install(self, *packages: Path) -> str:
         """Installs these packages, and what they depend on of what scripts/peers fetched; no network."""

@@ -30,7 +30,7 @@ def chromium() -> Iterator[Any]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=str(peer("chromium")), args=FLAGS)
         context = browser.new_context(viewport=WIDE)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         yield context
         browser.close()
 
@@ -86,7 +86,7 @@ class Walk:
     def without_scripts(self) -> Iterator[Any]:
         """A page of the same person, in a window that runs no script."""
         context = self.page.context.browser.new_context(java_script_enabled=False, viewport=WIDE)
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(60_000)
         context.add_cookies(self.page.context.cookies())
         yield context.new_page()
         context.close()

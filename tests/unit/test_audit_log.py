@@ -213,7 +213,7 @@ def test_to_syslog_by_tcp(context: Context) -> None:
         thread.start()
         args = ["audit", "--data", str(context.data), "--syslog", f"tcp:127.0.0.1:{server.getsockname()[1]}"]
         assert main(args) == 0
-        thread.join(10)
+        thread.join(60)
     texts = []
     while got:
         size, _, rest = bytes(got).partition(b" ")
@@ -280,14 +280,14 @@ def test_a_tcp_server_that_goes_away_misses_nothing(
             blind.set()
         else:
             first.leave.set()
-            first.join(10)
+            first.join(60)
         if unseen:
             # it goes between the look and the write: nothing of it is known until afterwards
             send = auditexport.Syslog.send
 
             def late(self: auditexport.Syslog, row: Any) -> None:
                 first.leave.set()
-                first.join(10)
+                first.join(60)
                 send(self, row)
 
             monkeypatch.setattr(auditexport.Syslog, "send", late)
@@ -297,7 +297,7 @@ def test_a_tcp_server_that_goes_away_misses_nothing(
         monkeypatch.undo()
         second = Listener(socket.create_server(("127.0.0.1", port)))
         assert main(args) == 0
-        second.join(10)
+        second.join(60)
         assert "after it went" not in first.actions() and second.actions()[-1] == "after it went"
         assert main([*args[:5], "--lines"]) == 0 and capsys.readouterr().out == ""
 

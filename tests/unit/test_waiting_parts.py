@@ -173,7 +173,7 @@ class Table:
         self.news.set()
 
     def hears(self, change: Change) -> None:
-        assert self.news.wait(3)
+        assert self.news.wait(30)
         self.news.clear()
         assert change in self.told
         self.told.clear()
