@@ -7,8 +7,7 @@ import contextlib
 import datetime
 import re
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from tests.support.chain import Device, LabCa, Proxy, command
 from tests.support.rest import Rest
+from tests.support.until import until
 from tests.support.walk import PASSWORD
 
 pytestmark = [pytest.mark.peers, pytest.mark.slow]
@@ -40,15 +40,6 @@ def resident(device: Device, log: Path) -> Iterator[None]:
     finally:
         process.terminate()
         process.wait(20)
-
-
-def until(true: Callable[[], bool], seconds: float, log: Path) -> float:
-    """Seconds that it took; the log says why it took too long."""
-    start = time.monotonic()
-    while not true():
-        assert time.monotonic() - start < seconds, log.read_text()
-        time.sleep(0.02)
-    return time.monotonic() - start
 
 
 def configure_est(walk: Any, lab: LabCa) -> None:
@@ -121,17 +112,13 @@ def test_the_whole_product_page(walk: Any, gate: Proxy, lab: LabCa, tmp_path: Pa
 
     with resident(device, agent_log):
         # it has its settings, which are empty, and waits for a change
-        until(
-            lambda: "igelcert_waiting_devices 1.0" in gate.admin("/metrics")[1],
-            30,
-            agent_log,
-        )
+        until(lambda: "igelcert_waiting_devices 1.0" in gate.admin("/metrics")[1], say=agent_log.read_text)
         walk.go("/profiles/p/Laptops")
         page.get_by_label("Unit ID of a device").fill("00E0C5AAAA01")
         page.get_by_role("button", name="Show subject and names").click()
         page.get_by_text("O=Example, CN=pc1").wait_for()
         assign(walk, "/Berlin")
-        took = until((device.certs / "lan/cert.pem").exists, 10, agent_log)
+        took = until((device.certs / "lan/cert.pem").exists, say=agent_log.read_text)
         print(f"\nfrom the page's answer to the file: {took:.2f} s")
         walk.go("/devices/u/00E0C5AAAA01")
         serial = page.locator("td.mono").first.text_content().strip()
@@ -146,18 +133,21 @@ def test_the_whole_product_page(walk: Any, gate: Proxy, lab: LabCa, tmp_path: Pa
         walk.go("/profiles/p/Laptops")
         page.get_by_label("Organizational unit (OU)").fill("Desk")
         page.get_by_text("It is sent to its devices at once.").wait_for()
+        live = device.certs / "lan/cert.pem"
+        before = live.read_bytes()
         page.get_by_role("button", name="Save", exact=True).click()
         page.get_by_text("Saved. Its devices are told at once.").wait_for()
-        until(lambda: "OU=Desk" in device.status()["certificates"][0]["subject"], 10, agent_log)
+        changed = until(lambda: live.read_bytes() != before, say=agent_log.read_text)
+        print(f"to the one of the profile that was changed: {changed:.2f} s")
+        assert "OU=Desk" in device.status()["certificates"][0]["subject"]
 
         walk.go("/devices/u/00E0C5AAAA01")
-        before = (device.certs / "lan/cert.pem").read_bytes()
+        before = live.read_bytes()
         page.get_by_role("button", name="Renew now").click()
         page.get_by_text("The device is told to renew at once.").wait_for()
-        live = device.certs / "lan/cert.pem"
-        renewed = until(lambda: live.read_bytes() != before, 10, agent_log)
+        renewed = until(lambda: live.read_bytes() != before, say=agent_log.read_text)
         print(f"and to the renewed one: {renewed:.2f} s")
-        assert min(took, renewed) < 2, "one of two that others on the machine did not hold up"
+        assert min(took, changed, renewed) < 2, "one that others on the machine did not hold up"
 
         # SCEP takes EST's place
         walk.go("/ca")
@@ -180,9 +170,8 @@ def test_the_whole_product_page(walk: Any, gate: Proxy, lab: LabCa, tmp_path: Pa
         page.get_by_text("Saved. It counts from the next request on.").wait_for()
         new_profile(walk, "VPN", "vpn")
         assign(walk, "/Berlin/Floor 2")
-        took = until((device.certs / "vpn/cert.pem").exists, 10, agent_log)
+        took = until((device.certs / "vpn/cert.pem").exists, say=agent_log.read_text)
         print(f"over SCEP: {took:.2f} s")
-        assert took < 10
         assert chart_total(walk) == 4
 
     for path, name in (("/devices", "devices"), ("/profiles", "profiles"), ("/audit", "audit"), ("/accounts", "accounts"),

@@ -133,7 +133,7 @@ def test_who_waits_without_a_challenge_does_not_wait_long(gate: Proxy, ca: LabCa
             while "igelcert_waiting_devices 1.0" not in gate.admin("/metrics")[1]:
                 assert not waiting.done()
             act()
-            status, answer, body = waiting.result(10)
+            status, answer, body = waiting.result(40)
         assert (status, answer["preference-applied"]) == (200, applied)
         assert json.loads(body)["certs"][0]["enrollment"]["crypt_challenge_password"]
     device.sync()  # uses what NDES has out for it

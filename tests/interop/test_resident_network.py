@@ -41,7 +41,13 @@ def test_addresses_and_names_wake_it(box: Machine) -> None:
     box.run("ip", "link", "add", "eth9", "type", "veth", "peer", "name", "far9")
     for name in ("eth9", "far9"):
         box.run("ip", "link", "set", name, "up")
-    time.sleep(3)  # duplicate address detection
+    # duplicate address detection: addresses come, and are no longer tentative
+    await_true(
+        lambda: box.run("ip", "-6", "address").stdout.count("scope link") == 2,
+        lambda: "no link-local addresses",
+    )
+    await_true(lambda: "tentative" not in box.run("ip", "-6", "address").stdout, lambda: "no end of it")
+    time.sleep(1)
     words = ("unshare", "--uts", command("rmagent"), "run", "--verbose")
     with box.running("agent", *words) as log:
         await_true(lambda: len(starts(log)) == 1, log.read_text)

@@ -18,7 +18,7 @@ from tests.support.peers import missing, peer
 
 __all__ = ["Machine", "await_true", "machine"]
 
-TIMEOUT = 30
+TIMEOUT = 90
 KEPT = ("alternatives", "dbus-1", "group", "hosts", "ld.so.cache", "nsswitch.conf", "passwd", "ssl/openssl.cnf",
         "strongswan.conf", "strongswan.d")  # fmt: skip
 # sysfs read-only: NetworkManager then knows that there is no udev

@@ -13,12 +13,13 @@ PATIENCE = 60.0  # seconds, for what comes within a few of them on a machine tha
 def until(
     true: Callable[[], object], seconds: float = PATIENCE, say: object = "it does not come about"
 ) -> float:
-    """Returns when `true()` is, the seconds that it took; after `seconds` it is a failure, and str(say) is why.
+    """Returns when `true()` is, the seconds that it took; after `seconds` it is a failure, and `say` is why: str(say), or
+    what it returns.
 
     How fast something must be is asserted with what is returned; `seconds` is patience, and costs only who fails.
     """
     start = time.monotonic()
     while not true():
-        assert time.monotonic() - start < seconds, str(say)
+        assert time.monotonic() - start < seconds, str(say() if callable(say) else say)
         time.sleep(0.02)
     return time.monotonic() - start

@@ -46,7 +46,7 @@ def test_keystore(name: str) -> None:
     data = vector(f"keystores/{name}")
     about = entry(name)
     password = about["password"] or ""
-    start = time.monotonic()
+    start = time.process_time()
     outcome = index()["keystores"][name]
     if about["expect"].startswith("opens") and "refuse as RA keystore" not in outcome:
         _opens(name, data, password, about)
@@ -58,7 +58,7 @@ def test_keystore(name: str) -> None:
     else:
         assert name in {"nomac.p12", "trailing-bytes.p12"}
         assert open_keystore(data, password, AT).warnings, "opened, and it says what is odd"
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
 
 
 def _opens(name: str, data: bytes, password: str, about: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from igelcert.codec.http import Response
 from igelcert.errors import Error
 from tests.support.vectors import cases, index, load, vector
 
-SECONDS = 2.0
+SECONDS = 2.0  # of processor time
 
 
 def _csr(data: bytes) -> Any:
@@ -100,13 +100,13 @@ POLICY = {"csr-rsa1024.der", "csr-san-wildcard.der", "csr-ca-true.der", "csr-cn-
 def test_malformed(name: str) -> None:
     data = vector(f"malformed/{name}")
     outcome = index()["malformed"][name]
-    start = time.monotonic()
+    start = time.process_time()
     try:
         found = decoder(name)(data)
         refused = None
     except (Error, der.DerError) as err:
         found, refused = None, str(err)
-    assert time.monotonic() - start < SECONDS
+    assert time.process_time() - start < SECONDS
     if refused is not None:
         assert refused and "\n" not in refused and refused.isprintable() and len(refused) < 1000
     if name in POLICY:

@@ -30,14 +30,14 @@ def seconds(text: str) -> int:
 
 
 def valid(*args: Any, **more: Any) -> bool:
-    start = time.monotonic()
+    start = time.process_time()
     try:
         chain = crypto.verify_chain(*args, **more)
     except CryptoError as err:
         assert err.code in {"CHAIN", "PARSE", "LIMIT"} and err.reasons
         return False
     finally:
-        assert time.monotonic() - start < 2
+        assert time.process_time() - start < 2
     assert chain[0] == args[0]
     return True
 
