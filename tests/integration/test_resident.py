@@ -164,7 +164,8 @@ def test_at_rest(gate: Proxy, root: Path, lean: bool) -> None:
         assert ("agent_dir" in Path(f"/proc/{resident.process.pid}/cmdline").read_text()) is not lean
         until(lambda: serial(device) != 0, say=resident)
         until(resident.at_rest, say=resident)
-        until(lambda: quiet(resident, 6), say="it does not come to rest")  # there may be session tickets before
+        # session tickets may come before
+        until(lambda: quiet(resident, 6), say="it does not come to rest")
         assert resident.status("VmRSS") <= LIMIT_KB
         assert resident.status("Threads") == 1
 
