@@ -77,6 +77,7 @@ class Leases:
         self._door = threading.Lock()  # one thread looks for a free place, the others wait behind it
         self._wake = threading.Event()
         self._ended = False
+        self._at_the_row = threading.Lock()  # that says that this process lives: no sign of life after its end
         self._given_back: list[
             int
         ] = []  # numbers of places: what asked has its answer, and need not wait for that
@@ -152,6 +153,10 @@ class Leases:
         self._wake.set()
         if not self._id:
             return
+        with self._at_the_row:
+            self._leave()
+
+    def _leave(self) -> None:
         with self._lock:
             held = list(self._held)
         free = sa.and_(slots.c.holder == self._id, slots.c.number.not_in(held))
@@ -198,7 +203,9 @@ class Leases:
             held = list(self._held)
         mine = sa.and_(slots.c.holder == self._id, slots.c.number.in_(held))
         longer = slots.update().where(mine).values(until=moment() + self._seconds).returning(slots.c.number)
-        with self._db.begin(alone=False) as connection:
+        with self._at_the_row, self._db.begin(alone=False) as connection:
+            if self._ended:
+                return
             self._sign(connection, self._id)
             kept = set(connection.execute(longer).scalars()) if held else set()
             connection.execute(proxies.delete().where(proxies.c.until < moment() - KEPT))

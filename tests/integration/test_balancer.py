@@ -8,12 +8,14 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from tests.support.chain import Device, LabCa, Proxy, proxy
 from tests.support.fronts import haproxy
+from tests.support.until import until
 from tests.unit.test_preface import BAD, FOUR, GOOD, PORTS, TLV, two
 
 BALANCER, STRANGER = "127.0.0.2", "127.0.0.1"
@@ -81,17 +83,23 @@ def test_who_is_refused_stands_in_the_log_with_its_address(gate: Proxy, tmp_path
     assert "WARNING 203.0.113.9 GONE: this device is not known" in gate.log()
 
 
+def answers(gate: Proxy) -> bool:
+    with suppress(OSError):
+        return gate.ask("GET", "/rmagent/cacerts")[0] == 200
+    return False
+
+
 @pytest.mark.peers
 def test_behind_haproxy(lab: LabCa, tmp_path: Path) -> None:
-    with (
-        proxy(tmp_path / "data", 'proxy_protocol = ["127.0.0.1"]') as gate,
-        haproxy(tmp_path / "front", [(gate.port, gate.admin_port)]) as front,
-    ):
+    with ExitStack() as stack:
+        gate = stack.enter_context(proxy(tmp_path / "data", 'proxy_protocol = ["127.0.0.1"]'))
+        until(lambda: answers(gate))
+        front = stack.enter_context(haproxy(tmp_path / "front", [(gate.port, gate.admin_port)]))
         through = front.before(gate)
         # none is ready: what a proxy has to say comes through all the same
         time.sleep(2.5)
         assert gate.admin("/readyz")[0] == 503
-        assert through.ask("GET", "/rmagent/cacerts")[0] == 200
+        until(lambda: answers(through))
         gate.use(lab)
         device = through.device(tmp_path / "root", "BEHIND", "tc-behind")
         context = ssl.create_default_context(cafile=str(gate.data / "trust.pem"))

@@ -48,12 +48,17 @@ def test_killed_at_any_moment(gate: Proxy, lab: LabCa, root: Path) -> None:
     cut = 0
     serials = {check(home)}
     issued = len(lab.issued())
-    for _ in range(25):
+    for number in range(100):
+        if number >= 25 and cut >= 5:
+            break
         args = [command("igel-certs"), "renew", "--force", "--root", str(root)]
         process = subprocess.Popen(args, stderr=subprocess.DEVNULL)
         time.sleep(chance.uniform(0.1 * whole, 1.1 * whole))
         process.send_signal(signal.SIGKILL)
-        cut += process.wait() == -signal.SIGKILL
+        if process.wait() == -signal.SIGKILL:
+            cut += 1
+        else:  # the first one may have been slow by chance
+            whole *= 0.9
         serials.add(check(home))
     assert cut >= 5, "most were over before the cut: it would prove nothing"
     # and the next run goes on as if nothing had been, and leaves nothing behind

@@ -379,7 +379,7 @@ def test_one_bad_certificate_does_not_stop_the_others(host: Host, ca: HostileCa)
 # ---- waiting --------------------------------------------------------------------------------------
 
 PENDING = {
-    "pending": 7,
+    "pending": 70,
     "pending_seconds": 3600,
     "pending_soon": 1000,
     "pending_garbage": 60,
@@ -398,7 +398,7 @@ def test_202_for_ever(host: Host, ca: HostileCa, mode: str) -> None:
     row = host.status()[0]
     assert row["state"] == "valid" and "the CA has not decided yet" in row["pending"]
     note = json.loads((host.certs / ".store/lan/state.json").read_text())
-    assert abs(note["retry_at"] - asked - PENDING[mode]) <= 4
+    assert asked - 1 <= note["retry_at"] - PENDING[mode] <= time.time() + 1
     for _ in range(2):
         host.do(code=EX_TEMPFAIL)
     assert len(ca.bodies) == 1, "the CA is left alone until then"
@@ -418,10 +418,10 @@ def test_202_for_ever(host: Host, ca: HostileCa, mode: str) -> None:
 
 
 def test_503_says_when_to_come_back(host: Host, ca: HostileCa) -> None:
-    ca.mode = "busy"
+    ca.mode, asked = "busy", time.time()
     host.do("renew", "--force", code=EX_TEMPFAIL)
     note = json.loads((host.certs / ".store/lan/state.json").read_text())
-    assert abs(note["retry_at"] - time.time() - 11) <= 4
+    assert asked - 1 <= note["retry_at"] - 11 <= time.time() + 1
 
 
 def test_changed_settings_drop_a_request_under_way(host: Host, ca: HostileCa) -> None:
@@ -451,7 +451,7 @@ def test_a_silent_server(
     ca.wire = wire
     live, began = host.live(), time.monotonic()
     assert inside(host, capsys, EX_TEMPFAIL) == f"lan: localhost:{ca.port} does not answer in time"
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 15
     assert host.live() == live and host.litter() == []
 
 

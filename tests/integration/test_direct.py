@@ -371,9 +371,9 @@ def test_without_a_key_password(ca: LabCa, host: Host) -> None:
 
 
 def test_what_is_due_is_renewed_by_itself(tmp_path: Path, ca: LabCa) -> None:
-    """Certificates that live for ten seconds, renewed when a percent of it is gone."""
+    """A percent of the hour that certificates live for is gone when they are issued: CAs date them back."""
     (tmp_path / "password").write_text(SECRET)
-    options = ("--validity", "10s", "--est-user", USER, "--est-password-file", tmp_path / "password")
+    options = ("--validity", "1h", "--est-user", USER, "--est-password-file", tmp_path / "password")
     with lab_ca(tmp_path / "ca", *options) as short:
         host = device(tmp_path / "root", "tc-19", "NINETEEN")
         host.trust((short.dir / "root.pem").read_bytes())

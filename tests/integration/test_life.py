@@ -169,6 +169,11 @@ class Life:
         return found
 
 
+def generation(home: Path) -> int:
+    """Its number."""
+    return int(os.readlink(home).rpartition("-")[2])
+
+
 class Reader(threading.Thread):
     """Reads key, certificate and CAs through one handle of the directory, over and over."""
 
@@ -180,6 +185,7 @@ class Reader(threading.Thread):
     def run(self) -> None:
         names = ("pkey.pem", "cert.pem", "cacerts.pem", "cert.pfx")
         while not self.over.is_set() and not self.wrong:
+            begun = generation(self.home)
             try:
                 at = os.open(self.home, os.O_PATH | os.O_DIRECTORY)
                 try:
@@ -187,7 +193,9 @@ class Reader(threading.Thread):
                 finally:
                     os.close(at)
             except OSError as err:
-                self.wrong = str(err)
+                # a generation stays until the one after the next: who stands still for two renewals may find it gone
+                if generation(self.home) - begun < 2:
+                    self.wrong = str(err)
             self.rounds += 1
             self.over.wait(0.002)
 

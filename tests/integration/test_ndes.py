@@ -21,6 +21,7 @@ from igelcert.proxy.upstream.config import CaConfig, ScepSettings
 from igelcert.proxy.upstream.ndes import fetch_challenge
 from tests.support.chain import Device, LabCa, Proxy, lab_ca, ok, proxy
 from tests.support.tree import check_certificate
+from tests.support.until import until
 
 USER, SECRET = r"LAB\enroller", "n0t for logs"
 SETTINGS = "/rmagent/settings"
@@ -127,6 +128,7 @@ def test_who_waits_without_a_challenge_does_not_wait_long(gate: Proxy, ca: LabCa
         (lambda: gate.profile("ndes", cert("vpn")), "wait=300"),
     )
     for act, applied in changes:
+        until(lambda: "igelcert_waiting_devices 0.0" in gate.admin("/metrics")[1])
         headers = {"If-None-Match": gate.ask("GET", SETTINGS, client=device)[1]["etag"], "Prefer": "wait=300"}
         with ThreadPoolExecutor(1) as pool:
             waiting = pool.submit(gate.ask, "GET", SETTINGS, client=device, headers=headers)

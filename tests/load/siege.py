@@ -160,7 +160,6 @@ def _town(place: Path, cluster: Cluster, plan: Plan) -> Iterator[tuple[Besieged,
         front = stack.enter_context(
             haproxy(place / "front", [(each.port, each.admin_port) for each in keeps])
         )
-        time.sleep(2.5)  # until HAProxy has seen them rise
         yield Besieged(plan, ca, keeps, front, made, killed=[0, 0, 0]), name
 
 

@@ -113,6 +113,9 @@ class HostileCa(BadCa):
     def _later(self, csr: Any, retry: str) -> Answer:
         return Answer(202, b"", TEXT, (("Retry-After", retry),))
 
+    def _pending(self, csr: Any) -> Answer:
+        return self._later(csr, "70")
+
     def _pending_seconds(self, csr: Any) -> Answer:
         return self._later(csr, "3600")
 

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from tests.load import fleet
 from tests.load.ca import SlowCa
 from tests.support.chain import Proxy, proxy
 from tests.support.postgres import Cluster
+from tests.support.until import until
 
 __all__ = ["ANY", "Member", "all_processes", "processes", "request", "signalled", "together", "use"]
 
@@ -65,11 +65,9 @@ def processes(gate: Proxy) -> list[int]:
 
 def all_processes(gate: Proxy) -> list[int]:
     """The same, when all that are to be have begun: they come one after the other."""
-    wanted, deadline = 1 + Context(gate.data).config.in_processes(), time.monotonic() + 20
-    while len(found := processes(gate)) != wanted:
-        assert time.monotonic() < deadline, found
-        time.sleep(0.05)
-    return found
+    wanted = 1 + Context(gate.data).config.in_processes()
+    until(lambda: len(processes(gate)) == wanted)
+    return processes(gate)
 
 
 def signalled(gate: Proxy, number: signal.Signals) -> None:

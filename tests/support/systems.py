@@ -112,7 +112,7 @@ def unpack(suite: str, kind: str, root: Path) -> System:
     return System(root)
 
 
-def until(path: Path, process: subprocess.Popen[bytes], log: Path, seconds: float = 30) -> None:
+def until(path: Path, process: subprocess.Popen[bytes], log: Path, seconds: float = 90) -> None:
     """Waits for a file that the program makes."""
     deadline = time.monotonic() + seconds
     while not path.exists():

@@ -31,7 +31,7 @@ class Work:
     def go_on(self, more: int = 3) -> None:
         """Waits until so many more have enrolled, each of them well."""
         aim, patience = self.count() + more, threading.Event()
-        for _ in range(600):
+        for _ in range(1200):
             if self.count() >= aim or self.failures:
                 break
             patience.wait(0.05)
@@ -43,11 +43,18 @@ class Work:
         while not self.stopped.is_set():
             gate, member = gates[number % len(gates)], members[number % len(members)]
             number += 1
+            csr = member.csr()
             try:
-                status, _, body = request(gate, member, member.csr())
+                status, headers, body = request(gate, member, csr)
+                while status == 202 and not self.stopped.wait(min(int(headers["retry-after"]), 2)):
+                    status, headers, body = request(
+                        gate, member, csr
+                    )  # on a busy machine it has its turn later
             except OSError as err:
                 self.failures.append(f"{member.unit}: {err}")
                 continue
+            if status == 202:
+                break
             self.answers[status] += 1
             if status != 200:
                 self.failures.append(f"{member.unit}: {status} {body.decode(errors='replace')}")
