@@ -69,10 +69,11 @@ class Row:
 def _cpu(process: int) -> float:
     """Milliseconds of processor time that the living threads of a process have had (sched-stats in the kernel's
     documentation)."""
-    return (
-        sum(int(file.read_text().split()[0]) for file in Path(f"/proc/{process}/task").glob("*/schedstat"))
-        / 1e6
-    )
+    found = 0
+    for file in Path(f"/proc/{process}/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # it ended meanwhile
+            found += int(file.read_text().split()[0])
+    return found / 1e6
 
 
 def _timed(work: Callable[[], object]) -> Timed:

@@ -17,6 +17,7 @@ from igelcert import __version__
 from igelcert.model import KEY_TYPES
 from tests.support.chain import command, ok, run, served
 from tests.support.tree import openssl
+from tests.support.until import until
 
 COMMANDS = {
     "igel-certs": ["", "apply", "renew", "status", "install-cas", "keygen", "doctor"],
@@ -295,8 +296,10 @@ def test_errors_name_what_was_typed(data: Path, tmp_path: Path, words: list[str]
 def test_the_log_names_no_address_of_plain_http_for_devices(data: Path, tmp_path: Path) -> None:
     here = ["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--drain", "0"]
     with served(["ca-proxy", "serve", "--data", data, *here], data / "run.json", tmp_path / "log") as state:
+        said = f"devices: https://127.0.0.1:{state['device_port']}"
+        until(lambda: said in (tmp_path / "log").read_text())
         text = (tmp_path / "log").read_text()
-    assert f"devices: https://127.0.0.1:{state['device_port']}" in text and "Listening at" not in text
+    assert "Listening at" not in text
 
 
 def test_output_that_nobody_reads(tmp_path: Path) -> None:

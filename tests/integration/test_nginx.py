@@ -17,7 +17,7 @@ from igelcert.codec import est
 from igelcert.codec.http import Response
 from tests.support.chain import Device, LabCa, Proxy, proxy
 from tests.support.fronts import Front, nginx
-from tests.support.scep_peers import free_port
+from tests.support.ports import free_port
 from tests.support.tree import new_csr, openssl
 
 pytestmark = pytest.mark.peers

@@ -28,7 +28,7 @@ from igelcert.proxy.context import Context
 from tests.load import fleet
 from tests.load.ca import SlowCa, slow_ca
 from tests.support.chain import Proxy, proxy
-from tests.support.proxies import Member, processes, request, signalled, use
+from tests.support.proxies import Member, persistent, processes, request, signalled, use
 from tests.support.until import until
 
 CAP = 5
@@ -87,7 +87,7 @@ def test_together_they_are_one_proxy(gate: Proxy, ca: SlowCa, tmp_path: Path) ->
         assert request(gate, members[0], members[0].csr())[0] == 200
     csr = members[30].csr()
     with ThreadPoolExecutor(9) as pool:
-        answers = list(pool.map(lambda _: request(gate, members[30], csr), range(9)))
+        answers = list(pool.map(lambda _: persistent(gate, members[30], csr), range(9)))
     assert {each[0] for each in answers} == {200} and len({each[2] for each in answers}) == 1
 
 
@@ -252,7 +252,9 @@ def test_nothing_is_left_of_what_they_counted(tmp_path: Path, ca: SlowCa) -> Non
         until(lambda: len(processes(gate)) > 1)
         until(lambda: "/dev/shm" in Path(f"/proc/{processes(gate)[1]}/maps").read_text())  # noqa: S108
         killed = of(gate)
+        pids = processes(gate)
         signalled(gate, signal.SIGKILL)
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids))
     assert killed in places()
     with proxy(tmp_path / "data"):
         assert killed not in places(), "the next one clears it away"

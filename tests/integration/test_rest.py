@@ -18,6 +18,7 @@ import pytest
 
 from tests.support.chain import LabCa, Proxy, lab_ca, proxy
 from tests.support.rest import Rest
+from tests.support.until import until
 
 LAN = {"certs": [{"friendly_name": "lan", "subject": {"org": "Example"},
                   "key": {"type": "ec_prime256v1", "crypt_password": "geheim-1"}}]}  # fmt: skip
@@ -102,6 +103,7 @@ def test_from_the_ca_to_the_certificate(lab: LabCa, fresh: Proxy, tmp_path: Path
     certificate = detail["certificates"][0]
     assert certificate["friendly_name"] == "lan" and detail["profiles"][0]["target"] == "/Berlin"
     assert certificate["serial"] == device.status()["certificates"][0]["serial"]
+    until(lambda: figures(fresh)["igelcert_ca_slots"] == 8)
     found = figures(fresh)
     assert found['igelcert_requests_total{operation="enroll",result="issued"}'] == 1
     assert found['igelcert_ca_round_trip_seconds_count{outcome="ok"}'] >= 2
@@ -273,7 +275,7 @@ def test_the_served_document_is_true(lab: LabCa, fresh: Proxy, tmp_path: Path) -
         "--exclude-checks", "positive_data_acceptance", "--max-examples", "25", "--request-timeout", "30",
         "--seed", "1", "--no-color",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=400, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-9000:] + done.stderr[-2000:]
     tested = re.search(r"Tested: (\d+)", done.stdout)
     assert tested and int(tested[1]) == sum(

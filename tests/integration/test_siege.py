@@ -13,7 +13,7 @@ pytestmark = [pytest.mark.peers, pytest.mark.slow]
 
 
 def test_everybody_gets_one_certificate_whatever_dies(postgres: Cluster, tmp_path: Path) -> None:
-    with besieged(tmp_path, postgres, Plan(devices=150, kills=6)) as seen:
+    with besieged(tmp_path, postgres, Plan(devices=150, kills=6, patience=90.0, seconds=400.0)) as seen:
         print(f"\n{seen.figures()}")
         judge(seen)
         assert not any("Traceback" in keep.log for keep in seen.keeps)
@@ -21,6 +21,6 @@ def test_everybody_gets_one_certificate_whatever_dies(postgres: Cluster, tmp_pat
 
 def test_without_the_check_of_leases_that_is_noticed(postgres: Cluster, tmp_path: Path) -> None:
     """The control: the same, with the one difference that each proxy takes the places at the CA for its own."""
-    plan = Plan(devices=60, seconds=5, program=UNLEASED)
+    plan = Plan(devices=60, delay="2s", seconds=15, program=UNLEASED)
     with besieged(tmp_path, postgres, plan) as seen, pytest.raises(AssertionError, match="at the CA at once"):
         judge(seen)

@@ -10,7 +10,7 @@ import pytest
 from tests.load.renewals import Short, agree, played, simulated
 from tests.load.scenarios import QUICK
 
-TRIES = 3
+TRIES = 8
 PART = 0.35  # of so few; of 2000 it is 0.2
 
 

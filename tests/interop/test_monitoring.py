@@ -102,10 +102,12 @@ def test_prometheus_reads_it_and_answers_the_dashboard(tmp_path: Path) -> None:
             until(lambda asked=asked: ask(port, "query", query=asked)["result"])
         labels = ask(port, "label/job/values", **{"match[]": "igelcert_ca_configured"})
         assert labels == ["ca-proxy"], "what the variable of the dashboard asks for"
-        rules = [rule for group in ask(port, "rules")["groups"] for rule in group["rules"]]
-        assert len(rules) == 8 and all(
-            rule["health"] == "ok" and rule["state"] == "inactive" for rule in rules
-        )
+        until(lambda: all(rule["health"] == "ok" and rule["state"] == "inactive" for rule in rules(port)))
+        assert len(rules(port)) == 8
+
+
+def rules(port: int) -> list[dict[str, Any]]:
+    return [rule for group in ask(port, "rules")["groups"] for rule in group["rules"]]
 
 
 def _work(gate: Proxy, lab: LabCa, place: Path) -> None:

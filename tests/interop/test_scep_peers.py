@@ -20,7 +20,8 @@ from cryptography.x509.oid import NameOID
 from igelcert.model import KEY_TYPES
 from tests.support.chain import Device, LabCa, Proxy, lab_ca, ok, proxy
 from tests.support.peers import peer
-from tests.support.scep_peers import ScepCa, free_port, micromdm, running, scepclient, step_ca, strongswan
+from tests.support.ports import free_port
+from tests.support.scep_peers import ScepCa, micromdm, running, scepclient, step_ca, strongswan
 from tests.support.tree import check_certificate, openssl
 
 pytestmark = pytest.mark.peers

@@ -269,8 +269,11 @@ class Player:
         return pkcs10.build(self.profile.csr_spec(fleet.facts(device.unit)), self.key)
 
     def _enroll(self, device: Device, line: Line) -> Task:
-        """Returns the Outcome of a request with a new CSR."""
-        return (yield from self._request(device, line, self.csr(device)))
+        """Returns the Outcome of a new CSR: whoever is told to come later does, on this line."""
+        csr = self.csr(device)
+        while isinstance(outcome := (yield from self._request(device, line, csr)), Pending):
+            yield float(outcome.retry_after)
+        return outcome
 
     def _request(self, device: Device, line: Line, csr: bytes) -> Task:
         request = est.enroll_request(csr, self.profile.friendly_name)

@@ -20,6 +20,7 @@ from igelcert.proxy import profiles
 from igelcert.proxy.context import Context
 from tests.support.chain import Proxy, lab_ca, proxy
 from tests.support.peers import peer
+from tests.support.ports import free_port
 
 from . import fleet
 from .ca import SlowCa, slow_ca
@@ -144,7 +145,7 @@ def nginx(place: Path, stage: Stage) -> Iterator[Front]:
     pem = context.management_ca.issue_server(key.public_key(), ("localhost",)).encode()
     context.db.close()
     (place / "server.pem").write_bytes(pem + key.private_bytes(*FORM))
-    port = _free_port()
+    port = free_port()
     text = _NGINX.format(place=place, ca=stage.ca.port, port=port, trust=stage.gate.data / "trust.pem")
     (place / "nginx.conf").write_text(text)
     args = [peer("nginx"), "-p", place, "-c", place / "nginx.conf"]
@@ -154,11 +155,6 @@ def nginx(place: Path, stage: Stage) -> Iterator[Front]:
             yield Front(port, processes(process.pid))
         finally:
             process.terminate()
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 def _await(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

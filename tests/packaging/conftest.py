@@ -20,7 +20,7 @@ def package(out: Path, *options: str, **environment: str) -> tuple[dict[str, Pat
     """The .debs that scripts/package makes, by name, and what it said."""
     done = subprocess.run(
         [str(ROOT / "scripts/package"), "--out", str(out), *options],
-        text=True, capture_output=True, timeout=300, env={**os.environ, **environment},
+        text=True, capture_output=True, timeout=1200, env={**os.environ, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = {path.name.partition("_")[0]: path for path in map(Path, done.stdout.splitlines())}

@@ -53,7 +53,7 @@ def test_a_core_for_arm64(tmp_path: Path) -> None:
     subprocess.run(unpack, check=True)
     command = [str(ROOT / "scripts/stage"), str(tmp_path / "stage")]
     done = subprocess.run(
-        command, env={**os.environ, **cross(sysroot)}, capture_output=True, text=True, timeout=180
+        command, env={**os.environ, **cross(sysroot)}, capture_output=True, text=True, timeout=1200
     )
     assert done.returncode == 0, done.stderr
     package = tmp_path / "stage" / SITE / "igelcert"
@@ -73,7 +73,7 @@ def test_a_core_for_arm64(tmp_path: Path) -> None:
     words = ["keygen", "--type", "ec_prime256v1", "--out", str(key)]
     emulated = [str(peer("qemu-aarch64")), "-L", str(sysroot), str(python), "-IS", "-c", START]
     ran = [*emulated, str(package.parent), str(sysroot / SITE), *words]
-    done = subprocess.run(ran, capture_output=True, text=True, timeout=180)
+    done = subprocess.run(ran, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     shown = subprocess.run(
         ["openssl", "pkey", "-noout", "-text", "-in", key], capture_output=True, text=True, check=True

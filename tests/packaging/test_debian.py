@@ -13,6 +13,7 @@ import pytest
 from tests.packaging.conftest import package
 from tests.support.chain import LabCa, lab_ca
 from tests.support.systems import System, until
+from tests.support.until import until as come_about
 
 pytestmark = [pytest.mark.peers, pytest.mark.slow, pytest.mark.xdist_group("packaging")]
 
@@ -68,11 +69,8 @@ def test_device(device: System, packages: dict[str, Path], tmp_path: Path) -> No
     log = tmp_path / "log"
     with device.running("rmagent", "run", "--verbose", log=log) as process:
         until(device.at("/wfs/igel-rmagent/run.lock"), process, log)
-        for _ in range(100):
-            if "not registered" in log.read_text():
-                break
-            with pytest.raises(subprocess.TimeoutExpired):
-                process.wait(0.1)
+        come_about(lambda: "not registered" in log.read_text() or process.poll() is not None)
+        assert process.poll() is None
     assert "this device is not registered; waiting" in log.read_text()
     assert not {path for path in device.paths() - before if not path.startswith("/wfs")}
 

@@ -31,7 +31,7 @@ def test_skopeo_and_umoci_read_it_and_it_serves(for_proxy: dict[str, Path], tmp_
         "--packages",
         str(for_proxy["igelcert-proxy"].parent),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     name = f"{image}:{igelcert.__version__}"
     assert done.stdout.strip() == name

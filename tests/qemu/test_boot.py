@@ -69,7 +69,7 @@ def first(
         said["before"] = guest.do(f"python3 /seed/tls.py 10.0.2.2 {host.lab.port}", code=1)
         guest.do(host.register)
         guest.await_journal("lan: enrolled")
-        guest.do("for i in $(seq 100); do [ -s /wfs/hooks.log ] && break; usleep 100000; done")
+        guest.do("for i in $(seq 600); do [ -s /wfs/hooks.log ] && exit; usleep 100000; done; false")
         said["tls"] = guest.do(f"python3 /seed/tls.py 10.0.2.2 {host.lab.port}")
         said["store"] = guest.do("ls -l /etc/ssl/certs; ls /etc/ssl/cert/")
         said["status"] = guest.do("igel-certs status")
@@ -169,7 +169,9 @@ def test_boot_in_the_future(first: Enrolled) -> None:
             first.kind, first.place / "3", disk, first.seed, "--clock", when(future()), *least
         ) as guest:
             guest.await_journal("lan: renewed")
-            guest.do("for i in $(seq 100); do grep -q renewed /wfs/hooks.log && break; usleep 100000; done")
+            guest.do(
+                "for i in $(seq 600); do grep -q renewed /wfs/hooks.log && exit; usleep 100000; done; false"
+            )
             guest.power_off()
     finally:
         first.host.gate.use(first.host.lab)
@@ -190,7 +192,9 @@ def test_boot_in_1970(first: Enrolled) -> None:
             assert serials(first.host) == before
             guest.do(f"date -s @{future()}; {RELOAD[first.kind]}")
             guest.await_journal("lan: renewed")
-            guest.do("for i in $(seq 100); do grep -q renewed /wfs/hooks.log && break; usleep 100000; done")
+            guest.do(
+                "for i in $(seq 600); do grep -q renewed /wfs/hooks.log && exit; usleep 100000; done; false"
+            )
             guest.power_off()
     finally:
         first.host.gate.use(first.host.lab)

@@ -31,7 +31,7 @@ def test_the_same_sources_give_the_same_image(kind: str, tmp_path: Path) -> None
     env = {**os.environ, "SOURCE_DATE_EPOCH": str(moment), "TZ": "Asia/Kathmandu", "LC_ALL": "C"}
     done = subprocess.run(
         [ROOT / "scripts/image", kind, "--out", tmp_path / "again"],
-        capture_output=True, text=True, timeout=400, env=env, umask=0o077,
+        capture_output=True, text=True, timeout=1200, env=env, umask=0o077,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert digests(tmp_path / "again") == digests(made)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tests.support.chain import Proxy
 from tests.support.peers import missing, peer
-from tests.support.scep_peers import free_port
+from tests.support.ports import free_port
 
 __all__ = ["BALANCER", "Front", "haproxy", "nginx", "placed", "running"]
 

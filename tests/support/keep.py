@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 from tests.support.chain import Proxy, command
-from tests.support.scep_peers import free_port
+from tests.support.ports import free_port
 
 __all__ = ["Keep"]
 

@@ -20,7 +20,7 @@ import psycopg
 from psycopg import sql
 
 from tests.support.peers import missing
-from tests.support.scep_peers import free_port
+from tests.support.ports import free_port
 
 __all__ = ["Cluster", "cluster"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
@@ -92,16 +93,22 @@ def image(kind: str) -> Path:
         tool(name)
     cache = Path(os.environ.get("IGELCERT_IMAGES") or Path.home() / ".cache/igelcert-images")
     place = cache / f"test-{kind}-{_digest()}"
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:  # one that makes it, others wait
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        _make(kind, cache, place)
+    return place
+
+
+def _make(kind: str, cache: Path, place: Path) -> None:
     if not (place / "bom.json").exists():
-        cache.mkdir(parents=True, exist_ok=True)
         for old in cache.glob(f"test-{kind}-*"):
             if time.time() - old.stat().st_mtime > 3 * 86_400:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)
         done = subprocess.run(
-            [ROOT / "scripts/image", kind, "--out", place], capture_output=True, text=True, timeout=400,
+            [ROOT / "scripts/image", kind, "--out", place], capture_output=True, text=True, timeout=1200,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-    return place
 
 
 # ---- disks --------------------------------------------------------------------------------------
@@ -237,7 +244,7 @@ class Guest:
 def online(guest: Guest) -> None:
     """Waits until the guest has its address."""
     guest.do(
-        "for i in $(seq 300); do ip addr show eth0 | grep -q 'inet ' && exit; usleep 100000; done; false"
+        "for i in $(seq 900); do ip addr show eth0 | grep -q 'inet ' && exit; usleep 100000; done; false"
     )
 
 

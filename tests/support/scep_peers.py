@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import socket
@@ -14,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.peers import peer
+from tests.support.ports import free_port
 from tests.support.tree import openssl
+from tests.support.until import until
 
-__all__ = ["ScepCa", "free_port", "micromdm", "running", "scepclient", "step_ca", "strongswan"]
+__all__ = ["ScepCa", "micromdm", "running", "scepclient", "step_ca", "strongswan"]
 
 START_SECONDS = 90
 
@@ -34,25 +35,6 @@ class ScepCa:
         """Certificates in the depot of micromdm's server."""
         assert self.depot is not None
         return len([path for path in self.depot.glob("*.pem") if path.name != "ca.pem"])
-
-
-def free_port() -> int:
-    """Of loopback, for a server that is yet to start, and to start again: none that the system gives to those who ask for
-    any, and none that this process was given before."""
-    for port in _ports:
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise AssertionError("no port is free")
-
-
-def _below_the_system_s() -> Iterator[int]:
-    first = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
-    low, high = (10_000, first) if first > 20_000 else (1_100, first)
-    begin = os.getpid() * 101
-    return (low + (begin + number) % (high - low) for number in itertools.cycle(range(high - low)))
-
-
-_ports = _below_the_system_s()
 
 
 @contextlib.contextmanager
@@ -100,6 +82,12 @@ def micromdm(where: Path, challenge: str) -> Iterator[ScepCa]:
         yield ScepCa(f"http://127.0.0.1:{port}/scep", depot / "ca.pem", depot=depot)
 
 
+def _listens(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=10):
+        return True
+    return False
+
+
 @contextlib.contextmanager
 def step_ca(where: Path, challenge: str) -> Iterator[ScepCa]:
     """smallstep's step-ca with a SCEP provisioner, an RSA root and an RSA intermediate."""
@@ -130,6 +118,7 @@ def step_ca(where: Path, challenge: str) -> Iterator[ScepCa]:
     }  # fmt: skip
     (where / "ca.json").write_text(json.dumps(config))
     with running([program, str(where / "ca.json")], port, where / "step-ca.log", where):
+        until(lambda: _listens(tls_port))
         yield ScepCa(
             f"http://127.0.0.1:{port}/scep/lab",
             where / "root.pem",

@@ -51,6 +51,8 @@ class Stores:
         try:
             yield context
         finally:
+            if "leases" in vars(context):
+                context.leases.close()  # its thread would go on asking a database that is no more
             context.db.close()
             if name and self.cluster is not None:
                 self.cluster.drop(name)

@@ -77,7 +77,7 @@ class System:
         names = [f"/packages/{package.name}" for package in packages]
         said = self.run(
             "apt-get", "-o", "Dpkg::Options::=--force-unsafe-io", "-o", "APT::Sandbox::User=root", "--quiet", "--yes",
-            "--no-install-recommends", "install", *names, network=False, timeout=300,
+            "--no-install-recommends", "install", *names, network=False, timeout=1200,
         )  # fmt: skip
         for package in at.iterdir():
             package.unlink()

@@ -31,6 +31,6 @@ def test_a_group_has_one_worker(tmp_path: Path) -> None:
         "no:cacheprovider",
         ".",
     ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout
     assert len(list(tmp_path.glob("worker-*"))) == 1

@@ -12,6 +12,7 @@ from igelcert.device import hooks
 from igelcert.device.config import Config
 from igelcert.device.hooks import Event
 from igelcert.device.log import Log
+from tests.support.until import until
 
 EVENT = Event("renewed", "lan & <co> 'x'", "/wfs/igel-certs/lan", "due for renewal; $(touch no) `id` > no")
 
@@ -112,22 +113,23 @@ def test_one_that_cannot_start(made: Hooks, log: Recorder) -> None:
     assert hooks.run(made.config, EVENT, log).failed == "10-strange cannot be started: Exec format error"
 
 
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
 def test_one_that_hangs_is_stopped_with_all_it_started(made: Hooks, log: Recorder) -> None:
-    made.config = Config(root=made.config.root, hook_timeout=1)
+    made.config = Config(root=made.config.root, hook_timeout=3)
     made.add("10-hangs", f"trap '' TERM; sleep 300 & echo $! > {made.out}; wait; wait")
     began = time.monotonic()
     assert (
-        hooks.run(made.config, EVENT, log).failed == "10-hangs did not end within 1 seconds and was stopped"
+        hooks.run(made.config, EVENT, log).failed == "10-hangs did not end within 3 seconds and was stopped"
     )
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 60
     started = int(made.out.read_text())
-    for _ in range(50):
-        state = Path(f"/proc/{started}/stat")
-        if not state.exists() or state.read_text().rpartition(")")[2].split()[0] == "Z":
-            break
-        time.sleep(0.1)
-    else:
-        raise AssertionError("what it started still runs")
+    until(lambda: has_ended(started), say="what it started still runs")
 
 
 def test_one_that_leaves_a_daemon_behind_is_done(made: Hooks, log: Recorder) -> None:

@@ -64,7 +64,7 @@ def together(work: Callable[[int], None]) -> None:
 
 
 def test_commits_are_shared_and_each_part_is_there_when_it_returns(db: Counted, tmp_path: Path) -> None:
-    db.commits, db.slow = 0, 0.002
+    db.commits, db.slow = 0, 0.02
     missing = []
 
     def work(who: int) -> None:

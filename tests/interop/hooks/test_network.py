@@ -69,7 +69,8 @@ def test_wpa_supplicant(box: Machine, host: Host, switch: Radius, wired: Path) -
     after = renew(host)
     hook(box, "wpa_supplicant", host)
     admitted(switch, after, wired)
-    assert "wpa_state=COMPLETED" in box.run("wpa_cli", "-i", "lan0", "status").stdout
+    shown = lambda: box.run("wpa_cli", "-i", "lan0", "status").stdout  # noqa: E731
+    await_true(lambda: "wpa_state=COMPLETED" in shown(), shown)
 
 
 def test_wpa_supplicant_refuses(

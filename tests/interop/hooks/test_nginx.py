@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import socket
 import ssl
@@ -43,8 +44,15 @@ def nginx(box: Machine, host: Host, tmp_path: Path) -> Iterator[Path]:
     (box.etc / "nginx").mkdir()
     (box.etc / "nginx/nginx.conf").write_text(NGINX.format(user="user root;", dir=tmp_path, home=host.home()))
     with box.running("nginx", program, "-e", "stderr", "-g", "daemon off; pid /run/nginx.pid;") as log:
-        await_true(listening.exists, log.read_text)
+        await_true(lambda: listens(listening), log.read_text)
         yield listening
+
+
+def listens(place: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as line, contextlib.suppress(OSError):
+        line.connect(str(place))
+        return True
+    return False
 
 
 def presented(place: Path, host: Host) -> int:

@@ -78,7 +78,7 @@ def test_openvpn(box: Machine, host: Host, tunnel: Path) -> None:
     after = renew(host)
     hook(box, "openvpn", host)
     log = box.dir / "vpn-client.log"
-    await_true(lambda: log.read_text().count("Initialization Sequence Completed") == 2, log.read_text)
+    await_true(lambda: log.read_text().count("Initialization Sequence Completed") >= 2, log.read_text)
     assert tunnel.read_text().split()[-1] == str(after)
 
 
