@@ -57,3 +57,13 @@ def test_who_asks_nothing_leaves_nothing(shared: Context) -> None:
         pass
     mine.close()
     assert taken(shared) == (0, 0)
+
+
+def test_no_sign_of_life_comes_after_the_end(shared: Context) -> None:
+    """One that was due in the same moment: others would count a process that is gone."""
+    mine = Leases(shared)
+    with mine.place(1):
+        pass
+    mine.close()
+    mine._beat()
+    assert taken(shared) == (0, 0)

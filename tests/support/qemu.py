@@ -94,7 +94,7 @@ def image(kind: str) -> Path:
     cache = Path(os.environ.get("IGELCERT_IMAGES") or Path.home() / ".cache/igelcert-images")
     place = cache / f"test-{kind}-{_digest()}"
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "lock").open("w") as lock:  # one that makes it, others wait
+    with (cache / f"{kind}.lock").open("w") as lock:  # one that makes it, others wait
         fcntl.flock(lock, fcntl.LOCK_EX)
         _make(kind, cache, place)
     return place
