@@ -93,7 +93,7 @@ def answers(gate: Proxy) -> bool:
 def test_behind_haproxy(lab: LabCa, tmp_path: Path) -> None:
     with ExitStack() as stack:
         gate = stack.enter_context(proxy(tmp_path / "data", 'proxy_protocol = ["127.0.0.1"]'))
-        until(lambda: answers(gate))
+        until(lambda: gate.admin("/healthz")[0] == 200)
         front = stack.enter_context(haproxy(tmp_path / "front", [(gate.port, gate.admin_port)]))
         through = front.before(gate)
         # none is ready: what a proxy has to say comes through all the same
