@@ -65,7 +65,7 @@ def live(host: Rig, place: Path, **seed: str | bytes) -> Life:
         online(guest)
         if (
             seed
-        ):  # the control: what is not flushed stays in memory until it is told, however slow the guest is
+        ):  # the control: what nobody flushes stays in memory until it is told, however slow the guest is
             guest.do("mount -o remount,commit=600 /wfs")
             guest.do("for i in writeback expire; do echo 60000 >/proc/sys/vm/dirty_${i}_centisecs; done")
         guest.do(host.register)
