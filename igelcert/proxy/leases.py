@@ -77,7 +77,7 @@ class Leases:
         self._door = threading.Lock()  # one thread looks for a free place, the others wait behind it
         self._wake = threading.Event()
         self._ended = False
-        self._at_the_row = threading.Lock()  # that says that this process lives: no sign of life after its end
+        self._at_the_row = threading.Lock()  # a sign of life, or the end: none comes after it
         self._given_back: list[
             int
         ] = []  # numbers of places: what asked has its answer, and need not wait for that
