@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
-from ..errors import Error, StorageError, TransportError
+from ..errors import Error, StorageError, TransportError, UnavailableError
 from .database import moment
 from .schema import proxies, slots
 from .turns import waiting
@@ -37,6 +37,7 @@ log = logging.getLogger("igelcert.proxy")
 
 BEAT = 3.0  # seconds between two signs of life
 TROUBLE_SECONDS = 1.0  # before another try, where the last one failed
+LEAVE_SECONDS = 5.0  # for a sign of life that is just being given, at the end
 MARGIN = 10  # seconds that a lease lasts longer than an exchange with the CA may take
 TRY_SECONDS = 0.03  # between two looks for a free place
 LATER_MAX = 1000
@@ -125,10 +126,13 @@ class Leases:
 
     def _begin(self) -> None:
         name = secrets.token_hex(16)
-        with self._db.begin(alone=False) as connection:
-            self._furnish(connection)
-            self._sign(connection, name)
-        self._id = name
+        with self._at_the_row:
+            if self._ended:
+                raise UnavailableError("this process of the proxy ends")
+            with self._db.begin(alone=False) as connection:
+                self._furnish(connection)
+                self._sign(connection, name)
+            self._id = name
         threading.Thread(target=self._live, name="leases", daemon=True).start()
 
     def _furnish(self, connection: sa.Connection) -> None:
@@ -151,14 +155,17 @@ class Leases:
         their leases are over, as those of a process that dies."""
         self._ended = True
         self._wake.set()
-        if not self._id:
-            return
-        with self._at_the_row:
-            self._leave()
-
-    def _leave(self) -> None:
-        with self._lock:
+        with self._lock:  # before the other one: who begins has them in this order
             held = list(self._held)
+        if not self._at_the_row.acquire(timeout=LEAVE_SECONDS):
+            return  # the database is away: the leases end by themselves
+        try:
+            if self._id:
+                self._leave(held)
+        finally:
+            self._at_the_row.release()
+
+    def _leave(self, held: list[int]) -> None:
         free = sa.and_(slots.c.holder == self._id, slots.c.number.not_in(held))
         with suppress(StorageError), self._db.begin(alone=False) as connection:
             connection.execute(slots.update().where(free).values(holder="", until=0))
@@ -201,19 +208,24 @@ class Leases:
         start = time.monotonic()
         with self._lock:
             held = list(self._held)
+        with self._at_the_row:
+            kept = None if self._ended else self._sign_again(held)
+        if kept is not None:
+            with self._lock:
+                for number in held:
+                    if number in self._held:
+                        self._held[number] = start + self._seconds if number in kept else 0.0
+        self._catch_up()
+
+    def _sign_again(self, held: list[int]) -> set[int]:
+        """Those of the places that are still this process's."""
         mine = sa.and_(slots.c.holder == self._id, slots.c.number.in_(held))
         longer = slots.update().where(mine).values(until=moment() + self._seconds).returning(slots.c.number)
-        with self._at_the_row, self._db.begin(alone=False) as connection:
-            if self._ended:
-                return
+        with self._db.begin(alone=False) as connection:
             self._sign(connection, self._id)
             kept = set(connection.execute(longer).scalars()) if held else set()
             connection.execute(proxies.delete().where(proxies.c.until < moment() - KEPT))
-        with self._lock:
-            for number in held:
-                if number in self._held:
-                    self._held[number] = start + self._seconds if number in kept else 0.0
-        self._catch_up()
+        return kept
 
     def _catch_up(self) -> None:
         while self._later:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import json
 import re
 import secrets
@@ -323,8 +322,12 @@ def test_ca_test_says_which_link_fails(lab: LabCa, tmp_path: Path) -> None:
         def failing(name: str, sentence: str, store: Path, host: str, port: int) -> None:
             gate.cli("ca", "set-est", "--name", "t", "--host", host, "--port", str(port), "--keystore", store,
                      "--keystore-password-file", password)  # fmt: skip
-            done = run("ca-proxy", "ca", "test", "--json", env={"CA_PROXY_DATA": str(gate.data)})
-            steps = json.loads(done.stdout)["steps"]
+            for _ in range(5):
+                done = run("ca-proxy", "ca", "test", "--json", env={"CA_PROXY_DATA": str(gate.data)})
+                steps = json.loads(done.stdout)["steps"]
+                # a CA that is slow to refuse a certificate is one that breaks off while it is asked
+                if not (store == unknown and "broke off" in steps[-1]["text"]):
+                    break
             passes = name in {"name", "TCP"}  # tried again later, it may work
             assert done.returncode == (75 if passes else 1), steps
             assert steps[-1]["step"] == name and not steps[-1]["ok"], steps
@@ -339,12 +342,7 @@ def test_ca_test_says_which_link_fails(lab: LabCa, tmp_path: Path) -> None:
         failing("TLS trust", "mismatch", good, "127.0.0.1", ca.port)
         with socket.create_server(("127.0.0.1", 0)) as silent:
             failing("TLS trust", "says nothing", good, "localhost", silent.getsockname()[1])
-        for _ in range(4):  # a CA that is slow to refuse it is a CA that breaks off while it is asked
-            with contextlib.suppress(AssertionError):
-                failing("client certificate", "refused our client certificate", unknown, "localhost", ca.port)
-                break
-        else:
-            failing("client certificate", "refused our client certificate", unknown, "localhost", ca.port)
+        failing("client certificate", "refused our client certificate", unknown, "localhost", ca.port)
         ca.mode = "forbidden"
         failing("client certificate", "the RA has no such right", good, "localhost", ca.port)
         ca.mode, ca.cacerts = "good", "404"

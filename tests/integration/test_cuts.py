@@ -57,7 +57,7 @@ def test_killed_at_any_moment(gate: Proxy, lab: LabCa, root: Path) -> None:
         process.send_signal(signal.SIGKILL)
         if process.wait() == -signal.SIGKILL:
             cut += 1
-        else:  # the first one may have been slow by chance
+        elif number >= 25:  # the first one was slow by chance
             whole *= 0.9
         serials.add(check(home))
     assert cut >= 5, "most were over before the cut: it would prove nothing"

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from igelcert.errors import UnavailableError
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import moment
 from igelcert.proxy.leases import Leases
@@ -67,3 +68,23 @@ def test_no_sign_of_life_comes_after_the_end(shared: Context) -> None:
     mine.close()
     mine._beat()
     assert taken(shared) == (0, 0)
+
+
+def test_who_has_ended_does_not_begin(shared: Context) -> None:
+    """As where the database comes back while a process of the proxy is told to end."""
+    mine = Leases(shared)
+    mine.close()
+    with pytest.raises(UnavailableError):
+        mine.holder  # noqa: B018
+    assert taken(shared) == (0, 0)
+
+
+def test_what_is_to_be_recorded_later_is_recorded_at_the_end(shared: Context) -> None:
+    mine = Leases(shared)
+    done: list[int] = []
+    with mine.place(1):
+        pass
+    assert mine.later(lambda: done.append(1))
+    mine.close()
+    mine._beat()
+    assert done == [1]

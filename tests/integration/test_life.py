@@ -185,19 +185,25 @@ class Reader(threading.Thread):
     def run(self) -> None:
         names = ("pkey.pem", "cert.pem", "cacerts.pem", "cert.pfx")
         while not self.over.is_set() and not self.wrong:
-            begun = generation(self.home)
             try:
-                at = os.open(self.home, os.O_PATH | os.O_DIRECTORY)
-                try:
-                    self.pairs.add(tuple(Path(f"/proc/self/fd/{at}/{name}").read_bytes() for name in names))
-                finally:
-                    os.close(at)
-            except OSError as err:
-                # a generation stays until the one after the next: who stands still for two renewals may find it gone
-                if generation(self.home) - begun < 2:
-                    self.wrong = str(err)
+                self._look(names)
+            except Exception as err:
+                self.wrong = repr(err)
             self.rounds += 1
             self.over.wait(0.002)
+
+    def _look(self, names: tuple[str, ...]) -> None:
+        begun = generation(self.home)
+        try:
+            at = os.open(self.home, os.O_PATH | os.O_DIRECTORY)
+            try:
+                self.pairs.add(tuple(Path(f"/proc/self/fd/{at}/{name}").read_bytes() for name in names))
+            finally:
+                os.close(at)
+        except OSError:
+            # a generation stays until the one after the next: who stands still for two renewals may find it gone
+            if generation(self.home) - begun < 2:
+                raise
 
     def finish(self) -> None:
         """Every set that was seen belonged together."""

@@ -287,7 +287,7 @@ def test_the_server_certificate_is_renewed_while_devices_enroll(ca: SlowCa, tmp_
     """Who waits on an open connection is answered on it; who comes meets the new one, and knows it."""
     with proxy(tmp_path / "data") as gate:
         (device,) = office(gate, ca, tmp_path, "a1")
-    short_lived(gate.data, seconds=12)
+    short_lived(gate.data, seconds=24)
     old = x509.load_pem_x509_certificate((gate.data / "server.pem").read_bytes())
     with proxy(gate.data, port=gate.port) as gate:
         tag = gate.ask("GET", "/rmagent/settings", client=device)[1]["etag"]
@@ -296,6 +296,8 @@ def test_the_server_certificate_is_renewed_while_devices_enroll(ca: SlowCa, tmp_
             waits = pool.submit(
                 gate.ask, "GET", "/rmagent/settings", client=device, headers=headers, timeout=150
             )
+            until(lambda: "igelcert_waiting_devices 1.0" in gate.admin("/metrics")[1])
+            assert x509.load_pem_x509_certificate(server_certificate(gate).encode()) == old
             until(lambda: x509.load_pem_x509_certificate(server_certificate(gate).encode()) != old)
             going.go_on()
             assert not waits.done()

@@ -87,7 +87,9 @@ def test_together_they_are_one_proxy(gate: Proxy, ca: SlowCa, tmp_path: Path) ->
         assert request(gate, members[0], members[0].csr())[0] == 200
     csr = members[30].csr()
     with ThreadPoolExecutor(9) as pool:
+        first = list(pool.map(lambda _: request(gate, members[30], csr), range(9)))
         answers = list(pool.map(lambda _: persistent(gate, members[30], csr), range(9)))
+    assert sum(answer[0] == 200 for answer in first) > 4, "who comes while it is asked waits for the answer"
     assert {each[0] for each in answers} == {200} and len({each[2] for each in answers}) == 1
 
 

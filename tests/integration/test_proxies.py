@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import signal
+import statistics
 import threading
 import time
 from collections.abc import Iterator
@@ -93,7 +94,9 @@ def test_one_request_at_all_proxies_is_one(three: list[Proxy], ca: SlowCa, tmp_p
     (member,) = Member.all(three[0], tmp_path / "fleet", 1, "ONE")
     before, csr = ca.seen().issued, member.csr()
     with ThreadPoolExecutor(9) as pool:
+        first = list(pool.map(lambda number: request(three[number % 3], member, csr), range(9)))
         answers = list(pool.map(lambda number: persistent(three[number % 3], member, csr), range(9)))
+    assert sum(answer[0] == 200 for answer in first) > 4, "who comes while it is asked waits for the answer"
     assert len({certificate(answer) for answer in answers}) == 1
     assert ca.seen().issued - before == 1
     assert len(issues(three[1], member.unit)) == 1
@@ -232,12 +235,17 @@ def figure(gate: Proxy, name: str) -> int:
     return int(float(found[1]))
 
 
-def heard(three: list[Proxy], members: list[Member], word: str) -> list[float]:
-    """Seconds after which devices at each proxy hear of settings that are changed at the first."""
+def heard(
+    three: list[Proxy], members: list[Member], word: str, before: float = 0.0
+) -> tuple[list[float], float]:
+    """Seconds after which devices at each proxy hear of settings that are changed at the first, and when the last of them
+    heard. before: when the last one heard the last time, which was a proxy's look, where looks alone tell of changes: the
+    next one is to be as far away as can be."""
     context = Context.open(three[0].data)
     waiting = [Waiting(gate, member) for gate, member in zip(three, members, strict=True)]
     until(lambda: all(figure(gate, "igelcert_waiting_devices") == 1 for gate in three))
-    time.sleep(0.2)  # so that what is measured is no look that was due
+    while before and not 0.05 < (time.monotonic() - before) % 1 < 0.2:
+        time.sleep(0.01)
     document = {"certs": [{**fleet.PROFILE, "friendly_name": word}]}
     profiles.store(context, "fleet", json.dumps(document).encode())
     changed = time.monotonic()
@@ -245,7 +253,7 @@ def heard(three: list[Proxy], members: list[Member], word: str) -> list[float]:
     for each in waiting:
         each.join(20)
         assert each.status == 200
-    return [each.ended - changed for each in waiting]
+    return [each.ended - changed for each in waiting], max(each.ended for each in waiting)
 
 
 @pytest.fixture
@@ -256,22 +264,20 @@ def herd(three: list[Proxy], tmp_path: Path) -> Iterator[list[Member]]:
 
 
 def test_settings_reach_who_waits_at_another_proxy(three: list[Proxy], herd: list[Member]) -> None:
-    took: list[float] = []
-    for word in "abcdefgh":
-        took.append(max(heard(three, herd, word)))
-        if sum(each < 0.3 for each in took) == 2:
-            break
-    else:
-        raise AssertionError(f"as with a look a second: {took}")
-    assert max(took) < 15, took
+    rounds: list[list[float]] = []
+    _, last = heard(three, herd, "first")
+    while sum(max(took) < 0.2 for took in rounds) < 3:
+        assert len(rounds) < 12, f"as with a look a second: {rounds}"
+        took, last = heard(three, herd, f"word {len(rounds)}", last)
+        rounds.append(took)
 
 
 def test_a_notification_that_is_lost_costs_a_second(
     three: list[Proxy], herd: list[Member], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Database, "notify", lambda _connection, _channel: None)
-    took = [seconds for word in ("x", "y") for seconds in heard(three, herd, word)]
-    assert max(took) < 15, took
+    took = [seconds for word in ("x", "y", "z") for seconds in heard(three, herd, word)[0]]
+    assert statistics.median(took) < 3 and max(took) < 15, took
 
 
 # ---- what administrators do -------------------------------------------------------------------------

@@ -138,7 +138,7 @@ def test_a_profile_is_with_the_device_in_two_seconds(gate: Proxy, lab: LabCa, ro
         until(resident.at_rest, say=resident)
         gate.cli("profile", "unassign", "push", "--directory", "/Push")
         took.append(until(lambda: not os.path.lexists(device.certs / "lan"), say=resident))
-        assert min(took) < 2.5, took
+        assert min(took[:2]) < 2.5 and took[2] < 30, took
         assert resident.end() == 0
         assert resident.status if resident.process.poll() is None else True
     assert PASSWORD not in resident.said
@@ -164,7 +164,7 @@ def test_at_rest(gate: Proxy, root: Path, lean: bool) -> None:
         until(lambda: serial(device) != 0, say=resident)
         until(resident.at_rest, say=resident)
         # session tickets may come before
-        until(lambda: quiet(resident, 6), say="it does not come to rest")
+        until(lambda: quiet(resident, 6), 20, "it does not come to rest")
         assert resident.status("VmRSS") <= LIMIT_KB
         assert resident.status("Threads") == 1
 
@@ -188,9 +188,10 @@ def at_work(resident: Running) -> list[int]:
     """The children of a resident agent that is told to look."""
     for _ in range(20):
         resident.process.send_signal(signal.SIGHUP)
+        found: list[int] = []
         with contextlib.suppress(AssertionError):  # it began and ended while this process stood still
-            until(lambda: bool(resident.children()), 3)
-            return resident.children()
+            until(lambda found=found: found.extend(resident.children()) or found, 3)  # type: ignore[misc]
+            return found
     raise AssertionError(str(resident))
 
 

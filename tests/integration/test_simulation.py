@@ -18,12 +18,14 @@ PART = 0.35  # of so few; of 2000 it is 0.2
 def test_real_programs_renew_as_the_simulation_says(tmp_path: Path) -> None:
     short = Short(QUICK.renewals, *QUICK.lives)
     model = simulated(short)
-    seen = []
+    seen, as_it_says = [], []
     for number in range(TRIES):
         with suppress(AssertionError):  # a machine that is busy with something else has no time for it
             seen.append(played(tmp_path / str(number), short))
             if agree(seen[-1], model, PART):
-                break
-    assert seen and agree(seen[-1], model, PART), (seen, model)
+                as_it_says.append(seen[-1])
+        if len(as_it_says) == 2:  # one may be chance
+            break
+    assert len(as_it_says) == 2, (seen, model)
     without = simulated(Short(QUICK.renewals, *QUICK.lives, windows=False))
-    assert not agree(seen[-1], without, PART), "it is the windows that make it so"
+    assert not agree(as_it_says[-1], without, PART), "it is the windows that make it so"

@@ -107,11 +107,14 @@ def test_a_change_by_another_process_arrives(gate: Proxy, root: Path) -> None:
         assert headers["etag"] != waiting.headers["If-None-Match"] and b'"certs"' in body
         took.append(waiting.ended - committed)
         until_waiting(gate, 0)  # what is shown may be half a second old
-    assert min(took) < 1, "the commands have ended, so the changes are at most that old"
+    assert min(took) < 1 and statistics.median(took) < 3, (
+        "the commands have ended, so the changes are at most that old"
+    )
 
 
 def test_a_change_elsewhere_wakes_nobody(gate: Proxy, root: Path) -> None:
     device = gate.device(root, "QUIET", "tc-quiet", directory="/Quiet")
+    start = time.monotonic()
     waiting = Waiting(gate, device, 10)
     until_waiting(gate, 1)
     before = gate.log().count("QUIET GET"), figure(gate, "igelcert_waiting_devices_woken_total")
@@ -120,6 +123,7 @@ def test_a_change_elsewhere_wakes_nobody(gate: Proxy, root: Path) -> None:
     gate.cli("profile", "set", "second", "--settings", gate.data.parent / "profile.json")
     status, headers, body = waiting.done(30)
     assert (status, body, headers["preference-applied"]) == (304, b"", "wait=10")
+    assert waiting.ended - start > 9
     assert "retry-after" not in headers
     assert gate.log().count("QUIET GET") == before[0] + 1
     assert figure(gate, "igelcert_waiting_devices_woken_total") == before[1]
@@ -142,8 +146,8 @@ def test_a_change_that_comes_to_nothing_is_not_told(gate: Proxy, root: Path) -> 
     until_waiting(gate, 1)
     start = time.monotonic()
     time.sleep(5)
-    gate.profile("first", CERT)
     changed = time.monotonic()
+    gate.profile("first", CERT)
     assert waiting.done(30)[0] == 304
     assert waiting.ended - start < 8 + 0.9 * (changed - start), "the time is not counted anew"
 
@@ -335,9 +339,10 @@ def pace(gate: Proxy, device: Device, csrs: Path, number: int) -> float:
             csrs / f"{n}-{time.monotonic_ns()}.csr", f"/CN={device.hostname}", f"DNS:{device.hostname}"
         )
         start = time.monotonic()
-        while (
-            status := gate.ask("POST", "/.well-known/est/lan/simpleenroll", body, client=device)[0]
-        ) == 202:
+        for _ in range(60):
+            status = gate.ask("POST", "/.well-known/est/lan/simpleenroll", body, client=device)[0]
+            if status != 202:
+                break
             time.sleep(0.5)
         assert status == 200
         assert gate.ask("GET", "/.well-known/est/cacerts")[0] == 200

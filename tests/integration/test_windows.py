@@ -212,7 +212,7 @@ def test_an_incident_is_heard_and_done_within_its_bound(gate: Proxy, lab: LabCa,
 
         # the command's own time is in it, and the run of each device
         took, windows = heard(herd, asked)
-        assert took < 30
+        times = [took]
         bound = said[0] + within
         until(lambda: len(lab.issued()) >= issued + count, within + 60, agents_of[-1])
         for each in agents_of:
@@ -228,12 +228,17 @@ def test_an_incident_is_heard_and_done_within_its_bound(gate: Proxy, lab: LabCa,
             if device.unit_id in windows:
                 begin, end = windows[device.unit_id]
                 assert begin <= issued_at(device) <= end + 20
+        late = [
+            issued_at(device) - windows[device.unit_id][1] for device in herd if device.unit_id in windows
+        ]
+        assert min(late) <= 3, "those that others on the machine did not hold up are in time"
         moments = sorted(issued_at(device) for device in herd)
         assert moments[-1] - moments[0] >= within * 9 // 10 // count - 1, "spread"
         # the other ways to say it are heard as well, and what is far away is only noted
         for words in (["--directory", "/Incident"], ["--device", "INC0"]):
             some = herd if "--directory" in words else herd[:1]
-            assert heard(some, lambda w=words: gate.cli("renew", *w, "--within", "6h"))[0] < 30  # type: ignore[misc]
+            times.append(heard(some, lambda w=words: gate.cli("renew", *w, "--within", "6h"))[0])  # type: ignore[misc]
+        assert min(times) < 5 and max(times) < 30, times
     assert len(lab.issued()) == issued + count, "nothing else was renewed"
 
 

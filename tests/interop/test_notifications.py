@@ -223,10 +223,11 @@ def test_what_a_device_shows(screens: list[Screen], root: Path, tmp_path: Path) 
         assert "secret" not in str(screen.shown())
 
 
-def test_a_service_that_is_not_there(root: Path) -> None:
+def test_a_service_that_is_not_there(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bus without anybody behind it, a socket of somebody else, no bus at all: a line in the log, no wait."""
     import socket
 
+    monkeypatch.setattr(notify, "SECONDS", 60.0)
     home = root / "run/user/0"
     home.mkdir(parents=True)
     with socket.socket(socket.AF_UNIX) as silent:
@@ -239,4 +240,4 @@ def test_a_service_that_is_not_there(root: Path) -> None:
             assert (
                 notify.send(Config(root=str(root)), notify.enrolled("lan", "x"), Log("t", screen=False)) == 0
             )
-        assert time.monotonic() - began < 4 * notify.SECONDS
+        assert time.monotonic() - began < 30

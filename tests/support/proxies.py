@@ -21,7 +21,7 @@ from tests.load import fleet
 from tests.load.ca import SlowCa
 from tests.support.chain import Proxy, proxy
 from tests.support.postgres import Cluster
-from tests.support.until import until
+from tests.support.until import PATIENCE, until
 
 __all__ = [
     "ANY",
@@ -77,8 +77,14 @@ def processes(gate: Proxy) -> list[int]:
 def all_processes(gate: Proxy) -> list[int]:
     """The same, when all that are to be have begun: they come one after the other."""
     wanted = 1 + Context(gate.data).config.in_processes()
-    until(lambda: len(processes(gate)) == wanted)
-    return processes(gate)
+    found: list[int] = []
+
+    def all_there() -> bool:
+        found[:] = processes(gate)
+        return len(found) == wanted
+
+    until(all_there)
+    return found
 
 
 def signalled(gate: Proxy, number: signal.Signals) -> None:
@@ -117,6 +123,7 @@ def request(
 
 def persistent(gate: Proxy, member: Member, csr: bytes) -> tuple[int, dict[str, str], bytes]:
     """The same until it is no "later": a proxy that a busy machine holds up lets devices come back."""
-    while (answer := request(gate, member, csr))[0] == 202:
+    end = time.monotonic() + PATIENCE
+    while (answer := request(gate, member, csr))[0] == 202 and time.monotonic() < end:
         time.sleep(min(int(answer[1]["retry-after"]), 2))
     return answer

@@ -19,7 +19,11 @@ def until(
     How fast something must be is asserted with what is returned; `seconds` is patience, and costs only who fails.
     """
     start = time.monotonic()
-    while not true():
-        assert time.monotonic() - start < seconds, str(say() if callable(say) else say)
+    while True:
+        late = (
+            time.monotonic() - start > seconds
+        )  # before the look: one that begins in time counts, however long it takes
+        if true():
+            return time.monotonic() - start
+        assert not late, str(say() if callable(say) else say)
         time.sleep(0.02)
-    return time.monotonic() - start

@@ -209,9 +209,9 @@ def test_a_request_is_claimed_once(context: Context) -> None:
     assert not isinstance(row, enrollments.Ticket) and row.state == "running"
     # it hangs: after the longest time that a request can take somebody else goes on
     longest = context.config.upstream_wait + 6 * context.config.upstream_timeout + enrollments.STALE_MARGIN
-    later(context, longest - 30)
+    later(context, longest - 8)
     assert not isinstance(enrollments.claim(context, mine, 1), enrollments.Ticket)
-    later(context, 32)
+    later(context, 10)
     second = claimed(context, mine)
     # what the first brings counts no more, and it sends nothing
     with pytest.raises(enrollments.Lost):
@@ -244,12 +244,12 @@ def test_a_request_of_a_process_that_died_is_taken_up_when_the_ca_has_ended_it(c
     ticket = claimed(context, mine)
     living.discard(2)
     serving(3)
-    later(context, surely - 10)
+    later(context, surely - 6)
     row = enrollments.claim(context, mine, 1)
     assert not isinstance(row, enrollments.Ticket) and row.claim == ticket.token, (
         "the CA may still work for it"
     )
-    later(context, 12)
+    later(context, 8)
     assert claimed(context, mine).token != ticket.token
 
 

@@ -349,7 +349,10 @@ def test_half_a_preface_has_as_long_as_a_handshake(worker: Worker) -> None:
     worker.cfg.user_limits = {**worker.cfg.user_limits, "handshake": 60}
     ours, theirs = socket.socketpair()
     with ours, theirs:
+        begun = time.monotonic()
         conn = Connection(worker.cfg, ours, ("balancer", 1), "", admin=False)
+        deadline = conn.deadline
+        assert begun + 60 <= deadline <= time.monotonic() + 60
         worker.nr_conns = 1
         for part in (b"\r\n\r\n\0\r\nQU", b"IT\n\x21\x11\x00\x0c"):
             theirs.sendall(part)
@@ -357,6 +360,7 @@ def test_half_a_preface_has_as_long_as_a_handshake(worker: Worker) -> None:
         worker._wait(conn, selectors.EVENT_READ)
         worker.sweep()
         assert worker.waiting == {conn}
+        assert conn.deadline == deadline, "no part of it gives it more time"
         conn.deadline = time.monotonic() - 1
         worker._swept = 0.0
         worker.sweep()
