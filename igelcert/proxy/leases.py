@@ -37,7 +37,7 @@ log = logging.getLogger("igelcert.proxy")
 
 BEAT = 3.0  # seconds between two signs of life
 TROUBLE_SECONDS = 1.0  # before another try, where the last one failed
-LEAVE_SECONDS = 5.0  # for a sign of life that is just being given, at the end
+LEAVE_SECONDS = 5.0  # at the end, for a sign of life that is just being given
 MARGIN = 10  # seconds that a lease lasts longer than an exchange with the CA may take
 TRY_SECONDS = 0.03  # between two looks for a free place
 LATER_MAX = 1000
@@ -155,10 +155,13 @@ class Leases:
         their leases are over, as those of a process that dies."""
         self._ended = True
         self._wake.set()
-        with self._lock:  # before the other one: who begins has them in this order
-            held = list(self._held)
+        # where the database does not answer who begins or lives just now, the leases end by themselves
+        if not self._lock.acquire(timeout=LEAVE_SECONDS):
+            return
+        held = list(self._held)
+        self._lock.release()  # who begins has the two locks in this order, and none waits for the first with the second
         if not self._at_the_row.acquire(timeout=LEAVE_SECONDS):
-            return  # the database is away: the leases end by themselves
+            return
         try:
             if self._id:
                 self._leave(held)

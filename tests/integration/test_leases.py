@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from igelcert.errors import UnavailableError
+from igelcert.proxy import leases
 from igelcert.proxy.context import Context
 from igelcert.proxy.database import moment
 from igelcert.proxy.leases import Leases
@@ -88,3 +90,18 @@ def test_what_is_to_be_recorded_later_is_recorded_at_the_end(shared: Context) ->
     mine.close()
     mine._beat()
     assert done == [1]
+
+
+@pytest.mark.parametrize("busy", ["_lock", "_at_the_row"])
+def test_the_end_waits_for_no_database(shared: Context, monkeypatch: pytest.MonkeyPatch, busy: str) -> None:
+    """That does not answer who begins just now, or gives a sign of life."""
+    monkeypatch.setattr(leases, "LEAVE_SECONDS", 0.1)
+    mine = Leases(shared)
+    with mine.place(1):
+        pass
+    with getattr(mine, busy):
+        ending = threading.Thread(target=mine.close, daemon=True)
+        ending.start()
+        ending.join(20)
+        assert not ending.is_alive()
+    assert taken(shared)[1] == 1, "until the lease ends"
