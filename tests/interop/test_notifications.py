@@ -19,6 +19,7 @@ from igelcert.device.config import Config
 from igelcert.device.log import Log
 from tests.support.peers import peer
 from tests.support.servers import device, lab_ca, straight
+from tests.support.until import until
 
 pytestmark = [pytest.mark.peers, pytest.mark.xdist_group("display")]
 if os.geteuid() != 0:
@@ -64,10 +65,10 @@ class Screen:
     def start(self) -> None:
         (self.home / "bus.conf").write_text(BUS.format(self.home / "bus"))
         self.run(peer("dbus-daemon"), "--nofork", f"--config-file={self.home}/bus.conf")
-        wait((self.home / "bus").exists)
+        until((self.home / "bus").exists)
         (self.home / "dunstrc").write_text(DUNSTRC)
         self.run(peer("dunst"), "-conf", self.home / "dunstrc")
-        wait(lambda: self.shown() is not None)
+        until(lambda: self.shown() is not None)
 
     def shown(self) -> list[tuple[str, str, str]] | None:
         """(summary, body, urgency) of what was shown, the oldest first; None while dunst is not there."""
@@ -93,14 +94,6 @@ class Screen:
         for process in reversed(self.processes):
             process.terminate()
             process.wait(30)
-
-
-def wait(what: object, seconds: float = 60) -> None:
-    assert callable(what)
-    end = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < end, "it does not come"
-        time.sleep(0.05)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.chain import command
-from tests.support.sandbox import Machine, await_true, machine
+from tests.support.sandbox import Machine, machine
+from tests.support.until import until
 
 pytestmark = [pytest.mark.peers, pytest.mark.slow]
 
@@ -42,20 +43,20 @@ def test_addresses_and_names_wake_it(box: Machine) -> None:
     for name in ("eth9", "far9"):
         box.run("ip", "link", "set", name, "up")
     # duplicate address detection: addresses come, and are no longer tentative
-    await_true(
+    until(
         lambda: box.run("ip", "-6", "address").stdout.count("scope link") == 2,
-        lambda: "no link-local addresses",
+        say=lambda: "no link-local addresses",
     )
-    await_true(lambda: "tentative" not in box.run("ip", "-6", "address").stdout, lambda: "no end of it")
+    until(lambda: "tentative" not in box.run("ip", "-6", "address").stdout, say=lambda: "no end of it")
     time.sleep(1)
     words = ("unshare", "--uts", command("rmagent"), "run", "--verbose")
     with box.running("agent", *words) as log:
-        await_true(lambda: len(starts(log)) == 1, log.read_text)
+        until(lambda: len(starts(log)) == 1, say=log.read_text)
         pid = int((agent / "run.lock").read_text() or 0)
-        await_true(lambda: "the run ended" in log.read_text(), log.read_text)
+        until(lambda: "the run ended" in log.read_text(), say=log.read_text)
         # an address: several messages of the kernel, one run, not sooner than half a minute after the last one
         box.run("ip", "address", "add", "192.0.2.5/24", "dev", "eth9")
-        await_true(lambda: len(starts(log)) == 2, log.read_text, 90)
+        until(lambda: len(starts(log)) == 2, 90, log.read_text)
         assert starts(log) == ["start", "addresses"]
         # what is no other address wakes nobody
         box.run(
@@ -72,11 +73,11 @@ def test_addresses_and_names_wake_it(box: Machine) -> None:
         )
         # a name
         box.run("nsenter", "--target", pid, "--uts", "hostname", "another")
-        await_true(lambda: len(starts(log)) == 3, log.read_text, 90)
+        until(lambda: len(starts(log)) == 3, 90, log.read_text)
         assert starts(log)[2] == "host name"
         children = Path(f"/proc/{_outer(box, pid)}/task/{_outer(box, pid)}/children")
-        await_true(lambda: not children.read_text().split(), log.read_text)
-        await_true(lambda: _wakes_in(_outer(box, pid), 4) <= 1, lambda: "it does not come to rest")
+        until(lambda: not children.read_text().split(), say=log.read_text)
+        until(lambda: _wakes_in(_outer(box, pid), 4) <= 1, say=lambda: "it does not come to rest")
         assert len(starts(log)) == 3
 
 

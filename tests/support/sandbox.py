@@ -9,14 +9,13 @@ import contextlib
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from tests.support.peers import missing, peer
 
-__all__ = ["Machine", "await_true", "machine"]
+__all__ = ["Machine", "machine"]
 
 TIMEOUT = 90
 KEPT = ("alternatives", "dbus-1", "group", "hosts", "ld.so.cache", "nsswitch.conf", "passwd", "ssl/openssl.cnf",
@@ -26,14 +25,6 @@ INSIDE = """
 mount --bind "$1/etc" /etc && mount -t tmpfs -o mode=755 tmpfs /run && mount -t sysfs -o ro sysfs /sys &&
     ip link set lo up && echo ready && exec sleep infinity
 """
-
-
-def await_true(done: Callable[[], bool], why: Callable[[], str], seconds: float = 60) -> None:
-    """Waits for `done`; `why` is asked when it does not come."""
-    deadline = time.monotonic() + seconds
-    while not done():
-        assert time.monotonic() < deadline, why()
-        time.sleep(0.1)
 
 
 @dataclass(frozen=True, slots=True)

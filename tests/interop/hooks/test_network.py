@@ -14,8 +14,9 @@ import pytest
 from tests.support.hooks import hook, renew, serial
 from tests.support.peers import peer
 from tests.support.radius import Radius, radius, supplicant
-from tests.support.sandbox import Machine, await_true
+from tests.support.sandbox import Machine
 from tests.support.servers import PASSWORD, Host, LabCa
+from tests.support.until import until
 
 pytestmark = pytest.mark.peers
 
@@ -44,13 +45,13 @@ def switch(box: Machine, host: Host, lab: LabCa, tmp_path: Path) -> Iterator[Rad
         config = tmp_path / "hostapd.conf"
         config.write_text(HOSTAPD.format(port=server.port, secret=server.secret))
         with box.running("hostapd", program, config) as log:
-            await_true(lambda: "AP-ENABLED" in log.read_text(), log.read_text)
+            until(lambda: "AP-ENABLED" in log.read_text(), say=log.read_text)
             yield server
 
 
 def admitted(server: Radius, wanted: int, log: Path) -> None:
     """Waits until the RADIUS server has let that certificate in."""
-    await_true(lambda: wanted in [number for number, _ in server.accepted()], log.read_text)
+    until(lambda: wanted in [number for number, _ in server.accepted()], say=log.read_text)
 
 
 @pytest.fixture
@@ -70,7 +71,7 @@ def test_wpa_supplicant(box: Machine, host: Host, switch: Radius, wired: Path) -
     hook(box, "wpa_supplicant", host)
     admitted(switch, after, wired)
     shown = lambda: box.run("wpa_cli", "-i", "lan0", "status").stdout  # noqa: E731
-    await_true(lambda: "wpa_state=COMPLETED" in shown(), shown)
+    until(lambda: "wpa_state=COMPLETED" in shown(), say=shown)
 
 
 def test_wpa_supplicant_refuses(
@@ -132,7 +133,7 @@ def managed(box: Machine, host: Host, switch: Radius) -> Iterator[Path]:
         box.running("dbus", bus, "--system", "--nofork", "--nopidfile", "--nosyslog") as log,
         contextlib.ExitStack() as stack,
     ):
-        await_true((box.proc / "run/dbus/system_bus_socket").exists, log.read_text)
+        until((box.proc / "run/dbus/system_bus_socket").exists, say=log.read_text)
         stack.enter_context(box.running("nm-supplicant", supplicant_, "-u"))
         yield stack.enter_context(box.running("NetworkManager", manager, "--debug"))
 

@@ -14,8 +14,9 @@ from cryptography import x509
 
 from tests.support.hooks import HOOKS, hook, renew, serial
 from tests.support.peers import peer
-from tests.support.sandbox import Machine, await_true
+from tests.support.sandbox import Machine
 from tests.support.servers import PASSWORD, Host, run
+from tests.support.until import until
 
 pytestmark = pytest.mark.peers
 
@@ -44,7 +45,7 @@ def nginx(box: Machine, host: Host, tmp_path: Path) -> Iterator[Path]:
     (box.etc / "nginx").mkdir()
     (box.etc / "nginx/nginx.conf").write_text(NGINX.format(user="user root;", dir=tmp_path, home=host.home()))
     with box.running("nginx", program, "-e", "stderr", "-g", "daemon off; pid /run/nginx.pid;") as log:
-        await_true(lambda: listens(listening), log.read_text)
+        until(lambda: listens(listening), say=log.read_text)
         yield listening
 
 
@@ -76,7 +77,7 @@ def test_nginx(box: Machine, host: Host, nginx: Path) -> None:
     after = renew(host)
     assert presented(nginx, host) == before, "nginx needs no hook?"
     hook(box, "nginx", host)
-    await_true(lambda: presented(nginx, host) == after, lambda: "nginx keeps the old certificate")
+    until(lambda: presented(nginx, host) == after, say=lambda: "nginx keeps the old certificate")
 
 
 def test_nginx_refuses(box: Machine, host: Host, nginx: Path) -> None:
@@ -115,4 +116,4 @@ def test_igelcert_runs_it(box: Machine, host: Host, nginx: Path) -> None:
     config.write_text(good)
     done = run(*box.enter(*host.command("apply", "--verbose"), net=False))
     assert done.returncode == 0, done.stderr
-    await_true(lambda: presented(nginx, host) == after, lambda: done.stderr)
+    until(lambda: presented(nginx, host) == after, say=lambda: done.stderr)

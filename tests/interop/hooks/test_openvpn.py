@@ -9,8 +9,9 @@ import pytest
 
 from tests.support.hooks import hook, renew, serial
 from tests.support.peers import peer
-from tests.support.sandbox import Machine, await_true
+from tests.support.sandbox import Machine
 from tests.support.servers import PASSWORD, Host
+from tests.support.until import until
 
 pytestmark = pytest.mark.peers
 
@@ -68,7 +69,7 @@ def tunnel(box: Machine, host: Host, tmp_path: Path) -> Iterator[Path]:
         box.running("vpn-server", program, "--config", configs[0]),
         box.running("vpn-client", program, "--config", configs[1]) as log,
     ):
-        await_true(lambda: "Initialization Sequence Completed" in log.read_text(), log.read_text)
+        until(lambda: "Initialization Sequence Completed" in log.read_text(), say=log.read_text)
         yield peers
 
 
@@ -78,7 +79,7 @@ def test_openvpn(box: Machine, host: Host, tunnel: Path) -> None:
     after = renew(host)
     hook(box, "openvpn", host)
     log = box.dir / "vpn-client.log"
-    await_true(lambda: log.read_text().count("Initialization Sequence Completed") >= 2, log.read_text)
+    until(lambda: log.read_text().count("Initialization Sequence Completed") >= 2, say=log.read_text)
     assert tunnel.read_text().split()[-1] == str(after)
 
 

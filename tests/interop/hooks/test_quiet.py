@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.support.hooks import hook
-from tests.support.sandbox import Machine, await_true
+from tests.support.sandbox import Machine
 from tests.support.servers import Host
+from tests.support.until import until
 
 pytestmark = pytest.mark.peers
 
@@ -81,7 +82,7 @@ def recorder(request: pytest.FixtureRequest, box: Machine, host: Host, tmp_path:
     if request.param == "nginx":
         # a process of that name, for the PID file
         with box.running("nginx", "sh", "-c", f"echo $$ >/run/nginx.pid; exec {place}/nginx sleep"):
-            await_true(lambda: comm(box) == "nginx\n", lambda: "no process nginx")
+            until(lambda: comm(box) == "nginx\n", say=lambda: "no process nginx")
             yield made
     else:
         yield made
@@ -128,6 +129,6 @@ def test_a_program_that_does_not_run(box: Machine, host: Host, name: str, instal
         "other", "sh", "-c", "echo $$ | tee /run/nginx.pid >/run/openvpn/office.pid; exec sleep 60"
     ):
         stale = box.proc / "run/openvpn/office.pid"
-        await_true(lambda: stale.exists() and stale.read_text() != "", lambda: "no PID file")
+        until(lambda: stale.exists() and stale.read_text() != "", say=lambda: "no PID file")
         assert hook(box, name, host) == ""
         box.run("kill", "-0", stale.read_text().strip())

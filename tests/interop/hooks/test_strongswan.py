@@ -12,8 +12,9 @@ from cryptography import x509
 
 from tests.support.hooks import hook, renew, serial
 from tests.support.peers import peer
-from tests.support.sandbox import Machine, await_true
+from tests.support.sandbox import Machine
 from tests.support.servers import PASSWORD, Host
+from tests.support.until import until
 
 pytestmark = pytest.mark.peers
 
@@ -84,7 +85,7 @@ def charon(
     inherited = {**os.environ, **(env or {})}
     with box.running(name, program, env=env) as log:
         up = ("--stats", "--uri", vici)
-        await_true(lambda: box.run(swanctl, *up, code=None, env=inherited).returncode == 0, log.read_text)
+        until(lambda: box.run(swanctl, *up, code=None, env=inherited).returncode == 0, say=log.read_text)
         box.run(swanctl, "--load-all", "--noprompt", "--uri", vici, env=inherited)
         yield log
 
