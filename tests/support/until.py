@@ -20,10 +20,8 @@ def until(
     """
     start = time.monotonic()
     while True:
-        late = (
-            time.monotonic() - start > seconds
-        )  # before the look: one that begins in time counts, however long it takes
+        begun = time.monotonic()  # a look that begins in time counts, however long it takes
         if true():
             return time.monotonic() - start
-        assert not late, str(say() if callable(say) else say)
+        assert begun - start <= seconds, str(say() if callable(say) else say)
         time.sleep(0.02)
